@@ -156,7 +156,9 @@ fn postgres_remedy(code: Option<&SqlState>) -> &'static str {
         Some("28P01" | "28000") => "check the user, the password and pg_hba.conf for [postgres] url",
         Some("3D000") => "create the database, or name another one in [postgres] url",
         Some("42501") => "grant the job's user the right named above",
-        Some("42P01" | "3F000") => "create it (`dinnerbell init --print` shows the DDL), or correct the setting that names it",
+        Some("42P01" | "3F000") => {
+            "create it (`dinnerbell init --print` shows the DDL), or correct the setting that names it"
+        }
         _ => "",
     }
 }
@@ -198,12 +200,16 @@ fn kafka_remedy(error: &rdkafka::error::KafkaError) -> &'static str {
             "check sasl.username, sasl.password and sasl.mechanism under [kafka]"
         }
         Some(Code::SSL) => "check ssl.ca.location, ssl.certificate.location and ssl.key.location under [kafka]",
-        Some(Code::TopicAuthorizationFailed) => "grant the principal READ on the source topic and WRITE on the output topics",
+        Some(Code::TopicAuthorizationFailed) => {
+            "grant the principal READ on the source topic and WRITE on the output topics"
+        }
         Some(Code::GroupAuthorizationFailed) => "grant the principal READ on the consumer group [source] group_id",
         Some(Code::TransactionalIdAuthorizationFailed) => {
             "grant the principal WRITE and DESCRIBE on transactional ids that start with [source] group_id"
         }
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => "create the topic (`dinnerbell init` does), or correct its name",
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+            "create the topic (`dinnerbell init` does), or correct its name"
+        }
         Some(Code::FencedInstanceId) => "another process runs under the same [job] instance: give each its own",
         _ => "",
     }

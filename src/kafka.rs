@@ -1,1 +1,235 @@
-//! (in the making)
+//! What source and sinks share of Kafka: client properties, identities of cluster and topic, group metadata.
+//!
+//! Every call here blocks on the network for at most [`CALL_TIMEOUT`]; async callers go through [`blocking`].
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::bindings as ffi;
+use rdkafka::client::Client;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::error::{Error, Result};
+
+/// How long one request to Kafka may take before the server counts as away.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The broker's default ceiling (`transaction.max.timeout.ms`), so that a slow commit is not aborted under us.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// Group members that stop answering are replaced after this long. librdkafka's default is 45 s.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Properties with the user's on top, then ours that the delivery protocol needs.
+pub fn client_config(user: &BTreeMap<String, String>, owned: &[(&str, &str)]) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // librdkafka would log its own connection attempts at every retry; outages are reported once, by the lane.
+    config.set("log.connection.close", "false").set("client.id", "dinnerbell");
+    for (key, value) in user {
+        config.set(key, value);
+    }
+    for (key, value) in owned {
+        config.set(*key, *value);
+    }
+    config
+}
+
+/// A client that only asks questions, made once the brokers have answered it.
+///
+/// # Errors
+/// [`Error::Kafka`] with the reason that librdkafka's connections give (credentials, certificates), where they give one.
+pub fn probe(user: &BTreeMap<String, String>) -> Result<BaseConsumer<Asker>> {
+    let client: BaseConsumer<Asker> = client_config(user, &[("enable.auto.commit", "false")])
+        .create_with_context(Asker::default())
+        .map_err(Error::kafka("creating a client from [kafka]"))?;
+    let servers = user.get("bootstrap.servers").map_or("", String::as_str);
+    let doing = format!("connecting to Kafka at {servers}");
+    // Short waits, so that refused credentials are told as what they are and not as a time-out.
+    let deadline = std::time::Instant::now() + CALL_TIMEOUT;
+    loop {
+        let failure = match client.fetch_metadata(Some("__consumer_offsets"), Duration::from_secs(1)) {
+            Ok(_) => return Ok(client),
+            Err(failure) => failure,
+        };
+        // Serves the error callback.
+        client.poll(Duration::ZERO);
+        let cause = client.context().cause.lock().ok().and_then(|mut cause| cause.take());
+        match cause {
+            Some((cause, reason)) if Error::kafka("")(cause.clone()).action() == crate::error::Action::Halt => {
+                return Err(Error::kafka(format!("{doing}: {reason}"))(cause));
+            }
+            _ if std::time::Instant::now() > deadline => return Err(Error::kafka(doing)(failure)),
+            _ => {}
+        }
+    }
+}
+
+/// Remembers why connections fail.
+#[derive(Default)]
+pub struct Asker {
+    cause: std::sync::Mutex<Option<(KafkaError, String)>>,
+}
+
+impl ClientContext for Asker {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        log_librdkafka(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let worse = Error::kafka("")(error.clone()).action() == crate::error::Action::Halt;
+        if let Ok(mut cause) = self.cause.lock()
+            && (worse || cause.is_none())
+        {
+            *cause = Some((error, reason.to_owned()));
+        }
+    }
+}
+
+impl ConsumerContext for Asker {}
+
+/// Runs a blocking client call away from the async workers.
+///
+/// # Errors
+/// The call's own, or [`Error::Halt`] if it panicked.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(|failure| {
+        Err(Error::Halt {
+            what: format!("a Kafka call ended abnormally: {failure}"),
+            remedy: "please report it".into(),
+        })
+    })
+}
+
+/// The cluster's own id, which tells two clusters apart behind equal or changing addresses.
+pub fn cluster_id<C: ClientContext>(client: &Client<C>) -> Result<String> {
+    client.fetch_cluster_id(CALL_TIMEOUT).ok_or_else(|| Error::Away {
+        what: "asking Kafka for its cluster id: no answer; check \"bootstrap.servers\" under [kafka]".into(),
+    })
+}
+
+/// A group member's identity at one moment: what makes an offset commit refusable after a rebalance.
+pub struct GroupMetadata(ConsumerGroupMetadata);
+
+impl GroupMetadata {
+    /// Captures the membership. To be called on the polling thread, so that no rebalance can come between the last
+    /// message and the capture. `None` while the consumer is no member: the broker accepts offsets that carry
+    /// generation -1 or no member id without any fence, so such metadata is never handed out.
+    pub fn capture<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<GroupMetadata> {
+        let metadata = consumer.group_metadata()?;
+        // The wrapper hides generation and member id; a second look at the same client has them. A generation can only
+        // grow by a rebalance that this thread serves itself, so a valid second look vouches for the first.
+        // SAFETY: the client is alive for the whole call and the metadata is destroyed once.
+        let (generation, is_member) = unsafe {
+            let raw = ffi::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+            if raw.is_null() {
+                return None;
+            }
+            let generation = ffi::rd_kafka_consumer_group_metadata_generation_id(raw);
+            let member = ffi::rd_kafka_consumer_group_metadata_member_id(raw);
+            let is_member = !member.is_null() && *member != 0;
+            ffi::rd_kafka_consumer_group_metadata_destroy(raw);
+            (generation, is_member)
+        };
+        (generation >= 0 && is_member).then_some(GroupMetadata(metadata))
+    }
+
+    pub fn get(&self) -> &ConsumerGroupMetadata {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for GroupMetadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GroupMetadata")
+    }
+}
+
+/// The id that a topic gets when it is made: a topic deleted and made anew has another one.
+///
+/// # Errors
+/// [`Error::Halt`] where the topic does not exist, [`Error::Kafka`] where the broker does not answer.
+pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<String> {
+    let name = CString::new(topic).map_err(|_| missing_topic(topic))?;
+    let doing = || format!("asking Kafka for the id of topic {topic}");
+    // SAFETY: all pointers come from librdkafka's own constructors and are destroyed once, after their last use; the
+    // topic's name outlives the call that reads it; results are read before their event is destroyed.
+    unsafe {
+        let queue = ffi::rd_kafka_queue_new(client.native_ptr());
+        let mut names = [name.as_ptr()];
+        let topics = ffi::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let options = ffi::rd_kafka_AdminOptions_new(
+            client.native_ptr(),
+            ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let timeout = CALL_TIMEOUT.as_millis() as i32;
+        ffi::rd_kafka_AdminOptions_set_request_timeout(options, timeout, std::ptr::null_mut(), 0);
+        ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics, options, queue);
+        let event = ffi::rd_kafka_queue_poll(queue, timeout + 1_000);
+        let found = if event.is_null() { Err(RDKafkaErrorCode::OperationTimedOut) } else { read_topic_id(event) };
+        if !event.is_null() {
+            ffi::rd_kafka_event_destroy(event);
+        }
+        ffi::rd_kafka_AdminOptions_destroy(options);
+        ffi::rd_kafka_TopicCollection_destroy(topics);
+        ffi::rd_kafka_queue_destroy(queue);
+        found.map_err(|code| match code {
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => missing_topic(topic),
+            code => Error::kafka(doing())(KafkaError::AdminOp(code)),
+        })
+    }
+}
+
+/// # Safety
+/// `event` is a live event of a DescribeTopics call for one topic.
+unsafe fn read_topic_id(event: *mut ffi::rd_kafka_event_t) -> Result<String, RDKafkaErrorCode> {
+    unsafe {
+        let error = ffi::rd_kafka_event_error(event);
+        if error != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(error.into());
+        }
+        let result = ffi::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0usize;
+        let descriptions = ffi::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        if descriptions.is_null() || count == 0 {
+            return Err(RDKafkaErrorCode::UnknownTopic);
+        }
+        let description = *descriptions;
+        let error = ffi::rd_kafka_error_code(ffi::rd_kafka_TopicDescription_error(description));
+        if error != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(error.into());
+        }
+        let uuid = ffi::rd_kafka_Uuid_base64str(ffi::rd_kafka_TopicDescription_topic_id(description));
+        Ok(CStr::from_ptr(uuid).to_string_lossy().into_owned())
+    }
+}
+
+/// How many partitions a topic has.
+///
+/// # Errors
+/// [`Error::Halt`] where the topic does not exist, [`Error::Kafka`] where the broker does not answer.
+pub fn partition_count<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<i32> {
+    let metadata = client
+        .fetch_metadata(Some(topic), CALL_TIMEOUT)
+        .map_err(Error::kafka(format!("reading the metadata of topic {topic}")))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    match found {
+        Some(found) if found.error().is_none() && !found.partitions().is_empty() => Ok(found.partitions().len() as i32),
+        _ => Err(missing_topic(topic)),
+    }
+}
+
+pub fn missing_topic(topic: &str) -> Error {
+    Error::Halt {
+        what: format!("topic {topic} does not exist in Kafka, or this user may not see it"),
+        remedy: "create it (`dinnerbell init` does), correct its name in the settings, or grant DESCRIBE on it".into(),
+    }
+}
+
+/// Forwards librdkafka's own words to the log, below what a person needs: outages are told once, by whoever waits.
+pub fn log_librdkafka(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+}

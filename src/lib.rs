@@ -12,6 +12,8 @@
 //!
 //! [`job`] alone joins the parts; [`ledger`] states the delivery promise and the protocol that keeps it.
 
+mod steps;
+
 pub mod config;
 pub mod error;
 pub mod offsets;
@@ -39,3 +41,4 @@ pub mod demo;
 pub mod telemetry;
 
 pub use error::{Error, Result};
+pub(crate) use steps::step;

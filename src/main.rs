@@ -1,1 +1,13 @@
-fn main() {}
+//! Maps the outcome to an exit code: 0 drained, 1 halted, 2 wrong usage or settings.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match dinnerbell::cli::execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            dinnerbell::telemetry::logs::report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -110,7 +110,12 @@ impl MessagesBuilder {
     }
 
     pub fn finish(self) -> Messages {
-        Messages { values: Buffer::from_vec(self.values), keys: self.keys, headers: self.headers, entries: self.entries }
+        Messages {
+            values: Buffer::from_vec(self.values),
+            keys: self.keys,
+            headers: self.headers,
+            entries: self.entries,
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! From Kafka to micro-batches: the consumer, its rebalances, and the batches it hands out.
 
+mod assembly;
+mod consumer;
 mod messages;
 
+pub use consumer::{Cycle, Event, REVOKE_WAIT, Source, Watcher};
 pub use messages::{Header, Messages, MessagesBuilder};
 
 use crate::offsets::OffsetRange;

@@ -1,1 +1,206 @@
-//! (in the making)
+//! The user's `triggers.sql`: checked once, planned once, run over every micro-batch.
+//!
+//! What this promises: one query and nothing but a query; `now()` is one instant for a run and never an older one; a
+//! run sees its own batch and one [`LookupSet`]; output streams in batches of at most 8192 rows; a hidden number tells
+//! from which message a row came, wherever the query's shape keeps that. What it does not do: it knows no column of
+//! any mission, checks nothing against the sinks, and keeps nothing between runs but plans.
+
+mod carry;
+mod clock;
+mod diagnose;
+mod engine;
+mod files;
+mod outcome;
+mod parse;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{Schema, SchemaRef};
+use chrono::{DateTime, Utc};
+use datafusion::sql::sqlparser::ast::Query;
+use futures::TryStreamExt;
+
+use self::engine::Engine;
+pub use self::files::{SqlFile, SqlFiles};
+use self::outcome::Rules;
+pub use self::outcome::{FILTERED, Outcomes, PROCESSED, TRIGGERED};
+use self::stream::Plans;
+pub use self::stream::Triggers;
+use crate::lookup::LookupSet;
+use crate::{Error, Result};
+
+/// The hidden column that numbers the messages of a micro-batch: the last one, UInt32, never null.
+pub(crate) const ROW: &str = "__row";
+/// The table of a micro-batch's messages.
+const CAMPAIGNS: &str = "campaigns";
+
+/// A checked and planned `triggers.sql`. Shared between lanes: runs may overlap, each takes a plan of its own.
+#[derive(Debug)]
+pub struct Transform {
+    file: PathBuf,
+    engine: Arc<Engine>,
+    plans: Arc<Plans>,
+    verdicts: Option<Arc<Plans>>,
+    output: SchemaRef,
+    carries_rows: bool,
+    outcome_names: Vec<String>,
+}
+
+impl Transform {
+    /// Checks and plans `triggers.sql` over `campaigns` (declared columns only) and the lookup tables' columns.
+    /// `memory`: bytes that all runs together may hold; a query that wants more fails instead of the process.
+    ///
+    /// Errors: [`Error::Sql`] with file, line and column wherever they are known, and the nearest name.
+    pub async fn compile(
+        files: &SqlFiles,
+        campaigns: SchemaRef,
+        lookups: &LookupSet,
+        memory: usize,
+    ) -> Result<Transform> {
+        let file = &files.triggers;
+        if campaigns.column_with_name(ROW).is_some() {
+            let (path, problem) = (&files.campaigns.path, format!("the column name {ROW} is the engine's own"));
+            return Err(parse::at(path, None, &problem, "give the column another name"));
+        }
+        let query = parse::one_query(file)?;
+        let engine = Engine::new(campaigns, lookups, memory).map_err(Error::engine("setting up the SQL engine"))?;
+        let prepared = match engine.prepare(&query, true).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(diagnose::diagnose(file, &query, &engine, &error).await),
+        };
+        let carries_rows = prepared.carries_rows;
+        let output = user_columns(&prepared.schema(), carries_rows);
+        check_output(file, &query, &output)?;
+
+        let rules = match carries_rows {
+            true => Rules::find(file, &query, &engine).await?,
+            false => Rules { names: vec![PROCESSED.to_owned()], verdict: None },
+        };
+        let engine = Arc::new(engine);
+        let plans = |query, rows| Arc::new(Plans::new(file.path.clone(), Arc::clone(&engine), query, rows, memory));
+        let verdicts = rules.verdict.map(|query| plans(query, false));
+        let plans = plans(query, true);
+        plans.put_back(prepared);
+        let outcome_names = rules.names;
+        Ok(Transform { file: file.path.clone(), engine, plans, verdicts, output, carries_rows, outcome_names })
+    }
+
+    /// The user's columns, in order: what both sinks get.
+    pub fn output_schema(&self) -> SchemaRef {
+        Arc::clone(&self.output)
+    }
+
+    /// Whether output batches have [`ROW`] as their last column. Where not, messages are only `processed`.
+    pub fn carries_rows(&self) -> bool {
+        self.carries_rows
+    }
+
+    /// Every outcome that a message which was decoded can have, in a stable order.
+    pub fn outcome_names(&self) -> &[String] {
+        &self.outcome_names
+    }
+
+    /// Runs the query over one micro-batch: `batch` has campaigns' columns and [`ROW`] last, `now` is the value of
+    /// `now()` in every place. The output streams; what is not taken is not computed.
+    pub async fn run(&self, batch: RecordBatch, now: DateTime<Utc>, lookups: &LookupSet) -> Result<Triggers> {
+        if let Some(name) = self.engine.changed_lookup(lookups) {
+            return Err(Error::Halt {
+                what: format!("{}: the columns of the lookup table {name} have changed", self.file.display()),
+                remedy: "restart the job, so that triggers.sql is checked against them".to_owned(),
+            });
+        }
+        Plans::run(&self.plans, batch, self.nanos(now)?, lookups).await
+    }
+
+    /// Marks the messages that `output`, a batch of [`Transform::run`], has rows of; by message number. Does nothing
+    /// where rows are not carried.
+    pub fn mark_triggered(&self, output: &RecordBatch, triggered: &mut [bool]) {
+        let Some(rows) = self.carries_rows.then(|| row_numbers(output)).flatten() else { return };
+        for &row in rows.values() {
+            if let Some(mark) = triggered.get_mut(row as usize) {
+                *mark = true;
+            }
+        }
+    }
+
+    /// Counts what became of every message in `batch`, the batch and the time of the run. `triggered`, by message
+    /// number, says which gave rows. The counts add up to the batch's rows.
+    pub async fn outcomes(&self, batch: &RecordBatch, now: DateTime<Utc>, triggered: &[bool]) -> Result<Outcomes> {
+        let mut counts = vec![0u64; self.outcome_names.len()];
+        let (rows, last) = (row_numbers(batch).filter(|_| self.carries_rows), counts.len() - 1);
+        if let Some(rows) = rows {
+            let silent = |row: &u32| !triggered.get(*row as usize).copied().unwrap_or(false);
+            let silent: BooleanArray = rows.values().iter().map(|row| Some(silent(row))).collect();
+            let rest = filter_record_batch(batch, &silent)
+                .map_err(|error| Error::engine("counting outcomes")(error.into()))?;
+            counts[0] = (batch.num_rows() - rest.num_rows()) as u64;
+            match &self.verdicts {
+                Some(verdicts) if rest.num_rows() > 0 => self.judge(verdicts, rest, now, &mut counts).await?,
+                _ => counts[last] += rest.num_rows() as u64,
+            }
+        } else {
+            counts[last] = batch.num_rows() as u64;
+        }
+        Ok(Outcomes { counts: self.outcome_names.iter().cloned().zip(counts).collect() })
+    }
+
+    async fn judge(
+        &self,
+        verdicts: &Arc<Plans>,
+        batch: RecordBatch,
+        now: DateTime<Utc>,
+        counts: &mut [u64],
+    ) -> Result<()> {
+        let none = LookupSet::new([]);
+        let mut stream = Plans::run(verdicts, batch, self.nanos(now)?, &none).await?;
+        while let Some(verdicts) = stream.try_next().await? {
+            let places = verdicts.column(0).as_any().downcast_ref::<Int64Array>();
+            for place in places.into_iter().flat_map(|places| places.values()) {
+                if let Some(count) = usize::try_from(*place).ok().and_then(|place| counts.get_mut(place)) {
+                    *count += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn nanos(&self, now: DateTime<Utc>) -> Result<i64> {
+        now.timestamp_nanos_opt().ok_or_else(|| Error::Halt {
+            what: format!("the clock says {now}, which nanoseconds in 64 bits cannot express"),
+            remedy: "set the machine's clock".to_owned(),
+        })
+    }
+}
+
+fn row_numbers(batch: &RecordBatch) -> Option<&UInt32Array> {
+    batch.columns().last()?.as_any().downcast_ref::<UInt32Array>()
+}
+
+fn user_columns(schema: &SchemaRef, carries_rows: bool) -> SchemaRef {
+    let fields = schema.fields();
+    Arc::new(Schema::new(fields[..fields.len() - usize::from(carries_rows)].to_vec()))
+}
+
+fn check_output(file: &SqlFile, query: &Query, output: &SchemaRef) -> Result<()> {
+    parse::check_names(&file.path, query)?;
+    let mut seen = HashSet::new();
+    for field in output.fields() {
+        if !seen.insert(field.name()) {
+            let problem = format!("two output columns are named {}", field.name());
+            let remedy = "list the columns one by one, or give one of them another name with AS";
+            return Err(parse::at(&file.path, parse::output_span(query, field.name()), &problem, remedy));
+        }
+        if field.name() == ROW {
+            let problem = format!("the column name {ROW} is the engine's own");
+            return Err(parse::at(&file.path, parse::output_span(query, ROW), &problem, "give it another name"));
+        }
+    }
+    Ok(())
+}

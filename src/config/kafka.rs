@@ -1,0 +1,159 @@
+//! librdkafka's own properties: passed through, except for those that the delivery protocol owns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Deref;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+
+use super::document::{Setting, nearest};
+use crate::Result;
+
+/// Properties by name. `Debug` hides the values that may be secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KafkaProperties(BTreeMap<String, String>);
+
+impl KafkaProperties {
+    /// `[kafka]`, and over it what one side adds.
+    pub(super) fn merged(
+        common: &BTreeMap<String, Setting<String>>,
+        side: &BTreeMap<String, Setting<String>>,
+    ) -> KafkaProperties {
+        common.iter().chain(side).map(|(name, setting)| (name.clone(), setting.value.clone())).collect()
+    }
+
+    /// The addresses in `bootstrap.servers`.
+    pub fn bootstrap_servers(&self) -> BTreeSet<&str> {
+        let servers = self.0.get("bootstrap.servers").map_or("", String::as_str);
+        servers.split(',').map(str::trim).filter(|server| !server.is_empty()).collect()
+    }
+}
+
+impl FromIterator<(String, String)> for KafkaProperties {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(properties: I) -> Self {
+        Self(properties.into_iter().collect())
+    }
+}
+
+impl Deref for KafkaProperties {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<'a> IntoIterator for &'a KafkaProperties {
+    type Item = (&'a String, &'a String);
+    type IntoIter = std::collections::btree_map::Iter<'a, String, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl fmt::Debug for KafkaProperties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |name: &str, value| if is_secret(name) { "***" } else { value };
+        f.debug_map().entries(self.0.iter().map(|(name, value)| (name, shown(name, value)))).finish()
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    ["password", "secret", "key.pem", "oauthbearer.config", "jaas", "passphrase", "assertion"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// The properties that decide what is delivered, and how often: not the user's to set.
+/// (name, why, what to do instead)
+const OWNED: &[(&str, &str, &str)] = &[
+    ("group.id", "it is also the ledger's key", "set [source] group_id"),
+    ("group.instance.id", "each lane needs its own", "set [job] instance"),
+    ("auto.offset.reset", "offsets come from the ledger; a reset would skip or repeat messages", "set [source] start"),
+    ("enable.auto.commit", COMMITS, REMOVE),
+    ("auto.commit.enable", COMMITS, REMOVE),
+    ("auto.commit.interval.ms", COMMITS, REMOVE),
+    ("enable.auto.offset.store", COMMITS, REMOVE),
+    ("offset.store.method", COMMITS, REMOVE),
+    ("isolation.level", "committed offsets are stable for read_committed readers only", REMOVE),
+    ("group.protocol", "fencing rests on the classic protocol's generations", REMOVE),
+    ("group.protocol.type", "fencing rests on the classic protocol's generations", REMOVE),
+    ("group.remote.assignor", "fencing rests on the classic protocol's generations", REMOVE),
+    ("partition.assignment.strategy", "a cooperative one refuses commits in flight at every rebalance", REMOVE),
+    ("enable.partition.eof", "the source reads the end of a partition otherwise", REMOVE),
+    ("transactional.id", "each lane's producers have their own, and the ledger fences by them", REMOVE_GROUP),
+    ("transaction.timeout.ms", "a claim's waiting times are computed from it", REMOVE),
+    ("enable.idempotence", PRODUCER, REMOVE),
+    ("enable.gapless.guarantee", PRODUCER, REMOVE),
+    ("acks", PRODUCER, REMOVE),
+    ("request.required.acks", PRODUCER, REMOVE),
+    ("delivery.report.only.error", "the sink rests on it to learn of refused records", REMOVE),
+    ("metadata.broker.list", "it is the old name of bootstrap.servers", "use bootstrap.servers"),
+];
+const COMMITS: &str = "progress is committed with each transaction, and by nothing else";
+const PRODUCER: &str = "transactions need idempotence and all acknowledgements";
+const REMOVE: &str = "remove it";
+const REMOVE_GROUP: &str = "remove it; its prefix is [source] group_id";
+
+/// Those that people write most, to find the nearest to a misspelled one. librdkafka can list only what has a default.
+const COMMON: &[&str] = &[
+    "bootstrap.servers",
+    "broker.address.family",
+    "client.id",
+    "client.rack",
+    "compression.codec",
+    "compression.type",
+    "debug",
+    "fetch.max.bytes",
+    "fetch.wait.max.ms",
+    "heartbeat.interval.ms",
+    "linger.ms",
+    "max.partition.fetch.bytes",
+    "max.poll.interval.ms",
+    "message.max.bytes",
+    "queue.buffering.max.kbytes",
+    "queued.max.messages.kbytes",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.password",
+    "sasl.username",
+    "security.protocol",
+    "session.timeout.ms",
+    "socket.keepalive.enable",
+    "socket.timeout.ms",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.keystore.location",
+    "ssl.keystore.password",
+    "statistics.interval.ms",
+];
+
+/// Refuses what the protocol owns, and what librdkafka does not know or cannot read, each with its line.
+/// `beside` are the typed settings of the same table, for those that are misspelled.
+pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&str]) -> Result<()> {
+    for (name, setting) in properties {
+        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| owned == name) {
+            return Err(setting.refuse(format!("this property is the job's own: {why}"), *instead));
+        }
+        let probe: ClientConfig = [(name.clone(), setting.value.clone())].into_iter().collect();
+        let Err(error) = probe.create_native_config() else { continue };
+        return Err(match (error, nearest(name, COMMON.iter().chain(beside).copied())) {
+            (KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..), near) => setting.refuse(
+                "librdkafka has no such property",
+                near.map_or("its CONFIGURATION.md lists all of them".into(), |near| format!("did you mean {near:?}?")),
+            ),
+            // librdkafka's own words, unless they quote the value: it may be a secret in the wrong place.
+            (KafkaError::ClientConfig(_, why, ..), _) if !why.contains(&setting.value) => {
+                setting.refuse(why, "see librdkafka's CONFIGURATION.md")
+            }
+            _ => setting.refuse("librdkafka does not take this value", "see librdkafka's CONFIGURATION.md"),
+        });
+    }
+    Ok(())
+}

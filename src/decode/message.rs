@@ -1,0 +1,276 @@
+//! One message: a single strict pass of serde_json over its bytes, driven by the schema, straight into the columns.
+//!
+//! Strict means: one object and nothing behind it, every key once, every declared field of the declared type. Fields
+//! that are not declared are checked for being JSON (the grammar of RFC 8259, all of it UTF-8) and skipped; keys inside
+//! them are not compared.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use arrow::buffer::Buffer;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::columns::{ColumnBuilder, Strings};
+use super::schema::Column;
+use super::value::Value;
+use super::words::{self, Problem};
+
+/// Levels of nesting that a message may have, its own object included.
+pub const MAX_DEPTH: usize = 128;
+
+/// The rows of one batch in the making. `'m` is the life of the messages' bytes.
+pub struct Rows<'m> {
+    columns: &'m [Column],
+    by_name: &'m HashMap<String, usize>,
+    builders: Vec<ColumnBuilder>,
+    strings: Strings,
+    len: usize,
+    unknown: UnknownKeys<'m>,
+}
+
+impl<'m> Rows<'m> {
+    /// `arena` holds all messages, `capacity` is how many they are.
+    pub fn new(columns: &'m [Column], by_name: &'m HashMap<String, usize>, arena: &Buffer, capacity: usize) -> Self {
+        let builders = columns.iter().map(|column| ColumnBuilder::new(column, capacity)).collect();
+        let strings = Strings::new(arena.clone());
+        Self { columns, by_name, builders, strings, len: 0, unknown: UnknownKeys::default() }
+    }
+
+    /// Appends the message as a row, or says why it is not one and leaves everything as it was.
+    pub fn append(&mut self, message: &'m [u8]) -> Result<(), Problem> {
+        let mark = self.strings.mark();
+        let outcome = self.read(message);
+        match outcome {
+            Ok(()) => self.len += 1,
+            Err(_) => {
+                self.builders.iter_mut().for_each(|builder| builder.truncate(self.len));
+                self.strings.truncate(mark);
+            }
+        }
+        outcome
+    }
+
+    pub fn finish(self) -> (Vec<ColumnBuilder>, Strings) {
+        (self.builders, self.strings)
+    }
+
+    fn read(&mut self, message: &'m [u8]) -> Result<(), Problem> {
+        // Checked once and as a whole, so that skipped fields are UTF-8 as well.
+        let text = std::str::from_utf8(message).map_err(|error| words::invalid_utf8(message, error))?;
+        self.unknown.clear();
+        let mut progress = Progress::default();
+        let mut json = serde_json::Deserializer::from_str(text);
+        json.deserialize_map(Object { rows: self, progress: &mut progress })
+            .and_then(|()| json.end())
+            .map_err(|error| self.explain(text, &error, progress))?;
+        // serde_json skips unknown values without recursion: until here their depth was no danger.
+        if !self.unknown.is_empty() && is_deeper_than(MAX_DEPTH, message) {
+            return Err(words::too_deep(MAX_DEPTH));
+        }
+        self.complete()
+    }
+
+    /// Fills the fields that the message left out with null, where they may be.
+    fn complete(&mut self) -> Result<(), Problem> {
+        for (column, builder) in self.columns.iter().zip(&mut self.builders) {
+            if builder.len() > self.len {
+                continue;
+            }
+            if !column.nullable {
+                return Err(words::missing(column));
+            }
+            builder.push_null();
+        }
+        Ok(())
+    }
+
+    /// Producers write fields in one order: the column after the last one is nearly always the right one.
+    fn column_of(&self, key: &str, guess: usize) -> Option<usize> {
+        match self.columns.get(guess) {
+            Some(column) if column.name == key => Some(guess),
+            _ => self.by_name.get(key).copied(),
+        }
+    }
+
+    /// The parser's error and what the visitors know, in words.
+    fn explain(&self, text: &str, error: &serde_json::Error, progress: Progress) -> Problem {
+        if let Some(key) = progress.twice {
+            return words::twice(&key);
+        }
+        let column = progress.column.and_then(|column| self.columns.get(column));
+        match (column, error.is_data()) {
+            (Some(column), true) => {
+                let found = progress.found.unwrap_or_else(|| words::number_at(text, error));
+                words::wrong(column, &found)
+            }
+            // The parser's name for what is a number, but greater than any float.
+            (Some(column), false) if error.to_string().starts_with("number out of range") => {
+                words::wrong(column, &words::number_at(text, error))
+            }
+            (None, true) => words::not_an_object(text),
+            (_, false) => words::not_json(text, error),
+        }
+    }
+}
+
+/// What the visitors know when the pass stops.
+#[derive(Default)]
+struct Progress {
+    /// The column whose value is being read.
+    column: Option<usize>,
+    /// What was found as its value, if it does not fit; a number is looked up in the text.
+    found: Option<String>,
+    /// The key that came a second time.
+    twice: Option<String>,
+}
+
+/// The message's object.
+struct Object<'r, 'm> {
+    rows: &'r mut Rows<'m>,
+    progress: &'r mut Progress,
+}
+
+impl<'m> Visitor<'m> for Object<'_, 'm> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'m>>(self, mut fields: A) -> Result<(), A::Error> {
+        let Object { rows, progress } = self;
+        let mut guess = 0;
+        while let Some(key) = fields.next_key_seed(Key)? {
+            let Some(column) = rows.column_of(&key, guess) else {
+                if let Some(key) = rows.unknown.insert(key) {
+                    progress.twice = Some(key.into_owned());
+                    return Err(A::Error::custom(""));
+                }
+                fields.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let builder = &mut rows.builders[column];
+            if builder.len() > rows.len {
+                progress.twice = Some(key.into_owned());
+                return Err(A::Error::custom(""));
+            }
+            progress.column = Some(column);
+            fields.next_value_seed(Value {
+                column: &rows.columns[column],
+                builder,
+                strings: &mut rows.strings,
+                found: &mut progress.found,
+            })?;
+            progress.column = None;
+            guess = column + 1;
+        }
+        Ok(())
+    }
+}
+
+/// A key: borrowed unless it has escapes.
+struct Key;
+
+impl<'m> DeserializeSeed<'m> for Key {
+    type Value = Cow<'m, str>;
+
+    fn deserialize<D: Deserializer<'m>>(self, key: D) -> Result<Self::Value, D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl<'m> Visitor<'m> for Key {
+    type Value = Cow<'m, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, key: &'m str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
+    }
+}
+
+/// The undeclared keys of one message. A few are compared one by one, many are hashed (with a random seed), so that
+/// no message makes this expensive.
+#[derive(Default)]
+struct UnknownKeys<'m> {
+    few: Vec<Cow<'m, str>>,
+    many: HashSet<Cow<'m, str>>,
+}
+
+impl<'m> UnknownKeys<'m> {
+    /// As many comparisons cost about one hash.
+    const FEW: usize = 16;
+    /// Emptying a set costs its capacity: one huge message must not burden all that follow.
+    const KEPT_CAPACITY: usize = 1024;
+
+    /// Gives the key back if it is there already.
+    fn insert(&mut self, key: Cow<'m, str>) -> Option<Cow<'m, str>> {
+        if self.few.len() < Self::FEW {
+            if self.few.contains(&key) {
+                return Some(key);
+            }
+            self.few.push(key);
+            return None;
+        }
+        if self.many.is_empty() {
+            self.many.extend(self.few.iter().cloned());
+        }
+        if self.many.contains(&key) {
+            return Some(key);
+        }
+        self.many.insert(key);
+        None
+    }
+
+    fn is_empty(&self) -> bool {
+        self.few.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.few.clear();
+        if self.many.capacity() > Self::KEPT_CAPACITY {
+            self.many = HashSet::new();
+        } else {
+            self.many.clear();
+        }
+    }
+}
+
+/// Whether brackets nest deeper than `limit` in what is known to be JSON.
+fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
+    // '[' and '{' differ by 0x20; nearly every message ends here.
+    if json.iter().filter(|byte| **byte | 0x20 == b'{').count() <= limit {
+        return false;
+    }
+    let mut depth = 0_usize;
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => skip_string(&mut bytes),
+            _ => {}
+        }
+        if depth > limit {
+            return true;
+        }
+    }
+    false
+}
+
+fn skip_string(bytes: &mut std::slice::Iter<u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => _ = bytes.next(),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Stored chunks: the output rows of one slice, as the ledger keeps them for re-emission.
+//!
+//! Promises: [`unpack`] gives back exactly the values, types and nulls that [`pack`] got, so that the rows encode to the
+//! same bytes again; bytes that were damaged give an error, never a panic and never wrong rows (zstd's checksum). A chunk
+//! holds only what its rows refer to, however large the buffers behind their string views are. Does not keep anything
+//! about the job: the ledger's tables do.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch};
+use arrow::buffer::{Buffer, ScalarBuffer};
+use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, StringViewType};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+
+use super::arrow;
+use crate::{Error, Result};
+
+/// The lightest level: chunks live for one commit, and repeated text was already removed.
+const LEVEL: i32 = 1;
+
+/// Bytes of a chunk before compression at most. A slice of rows has a few MiB; a single row may be as large as Kafka's
+/// and Postgres's largest values (1 GiB), of which no job makes sensible use.
+pub const MAX_UNPACKED: usize = 1 << 30;
+
+/// Views up to this length hold their bytes themselves.
+const INLINE: u32 = 12;
+
+/// One batch as a zstd-compressed Arrow IPC stream.
+pub fn pack(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let batch = compact(batch)?;
+    let mut ipc = Vec::new();
+    write(&batch, &mut ipc).map_err(arrow("writing a stored chunk"))?;
+    if ipc.len() > MAX_UNPACKED {
+        return Err(Error::Halt {
+            what: format!(
+                "{} output rows take {} bytes, more than a stored chunk may have",
+                batch.num_rows(),
+                ipc.len()
+            ),
+            remedy: "make the SELECT's columns smaller, or lower [batch] max_messages".into(),
+        });
+    }
+    let compress = || {
+        let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+        compressor.include_checksum(true)?;
+        compressor.compress(&ipc)
+    };
+    compress().map_err(Error::io("compressing a stored chunk"))
+}
+
+/// The batch that was packed. [`Error::Halt`] where the bytes are not a chunk or were damaged.
+pub fn unpack(bytes: &[u8]) -> Result<RecordBatch> {
+    read(&decompress(bytes)?)
+}
+
+fn write(batch: &RecordBatch, out: &mut Vec<u8>) -> Result<(), ArrowError> {
+    let mut writer = StreamWriter::try_new(out, batch.schema_ref())?;
+    writer.write(batch)?;
+    writer.finish()
+}
+
+fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
+    // The frame says its size: room is made for that and no more, whatever the rest of the bytes would unfold to.
+    let size = match zstd::zstd_safe::get_frame_content_size(bytes) {
+        Ok(Some(size)) if size <= MAX_UNPACKED as u64 => size as usize,
+        Ok(Some(size)) => return Err(damaged(format!("it claims to hold {size} bytes"))),
+        Ok(None) | Err(_) => return Err(damaged("it does not begin as one")),
+    };
+    let unpacked = zstd::bulk::decompress(bytes, size).map_err(damaged)?;
+    if unpacked.len() != size {
+        return Err(damaged(format!("{} bytes instead of {size}", unpacked.len())));
+    }
+    Ok(unpacked)
+}
+
+/// Arrow's reader checks lengths, offsets and UTF-8, yet panics on some damaged schemas: it only ever sees bytes that
+/// passed zstd's checksum.
+fn read(ipc: &[u8]) -> Result<RecordBatch> {
+    let mut reader = StreamReader::try_new(Cursor::new(ipc), None).map_err(damaged)?;
+    let batch = reader.next().ok_or_else(|| damaged("it holds no batch"))?.map_err(damaged)?;
+    match reader.next() {
+        None => Ok(batch),
+        Some(_) => Err(damaged("it holds more than one batch")),
+    }
+}
+
+fn damaged(why: impl std::fmt::Display) -> Error {
+    Error::Halt {
+        what: format!("a stored chunk in the ledger is damaged or of another format: {why}"),
+        remedy: "restore the ledger's tables, or run the version of dinnerbell that wrote them".into(),
+    }
+}
+
+/// The same rows, with every column of string or binary views rewritten to hold only the bytes that its rows refer to;
+/// a view that repeats is copied once. The cost is that of the rows, not of the buffers behind them. Views inside
+/// lists and structs stay as they are (no conformed batch has any).
+pub fn compact(batch: &RecordBatch) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().map(|column| match column.data_type() {
+        DataType::Utf8View => compact_views::<StringViewType>(column.as_string_view()),
+        DataType::BinaryView => compact_views::<BinaryViewType>(column.as_binary_view()),
+        _ => Ok(column.clone()),
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(arrow("compacting rows"))?;
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(batch.schema(), columns, &options).map_err(arrow("compacting rows"))
+}
+
+fn compact_views<T: ByteViewType>(array: &GenericByteViewArray<T>) -> Result<ArrayRef, ArrowError> {
+    let mut arena = Arena::default();
+    let mut recent = [(0u128, 0u128); RECENT];
+    let mut views = Vec::with_capacity(array.len());
+    for (row, &view) in array.views().iter().enumerate() {
+        views.push(if array.is_null(row) {
+            0
+        } else if view as u32 <= INLINE {
+            view
+        } else {
+            let slot = &mut recent[slot(view)];
+            if slot.0 != view {
+                let value: &T::Native = array.value(row);
+                *slot = (view, arena.push(value.as_ref(), view));
+            }
+            slot.1
+        });
+    }
+    let views = ScalarBuffer::from(views);
+    Ok(Arc::new(GenericByteViewArray::<T>::try_new(views, arena.finish(), array.nulls().cloned())?))
+}
+
+/// Views remembered, as (old, new) by [`slot`]. Enough for the campaigns that take turns within one slice; 0 marks an
+/// empty slot, because it is the empty string, which is inline.
+const RECENT: usize = 64;
+
+/// Where a view is remembered: its upper half, buffer and offset, spread by Fibonacci hashing to 6 bits.
+fn slot(view: u128) -> usize {
+    (((view >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+}
+
+/// Value bytes end to end, in buffers that positions of 31 bits can address.
+#[derive(Default)]
+struct Arena {
+    full: Vec<Buffer>,
+    bytes: Vec<u8>,
+}
+
+impl Arena {
+    /// Copies `value` and gives its view: length and prefix of the old one, with a new place.
+    fn push(&mut self, value: &[u8], old: u128) -> u128 {
+        if self.bytes.len() + value.len() > i32::MAX as usize {
+            self.full.push(Buffer::from_vec(std::mem::take(&mut self.bytes)));
+        }
+        let (buffer, offset) = (self.full.len() as u128, self.bytes.len() as u128);
+        self.bytes.extend_from_slice(value);
+        (old & u128::from(u64::MAX)) | buffer << 64 | offset << 96
+    }
+
+    fn finish(mut self) -> Vec<Buffer> {
+        if !self.bytes.is_empty() {
+            self.full.push(Buffer::from_vec(self.bytes));
+        }
+        self.full
+    }
+}
+
+#[cfg(test)]
+mod tests;

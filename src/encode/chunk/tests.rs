@@ -1,0 +1,109 @@
+use arrow::array::{DictionaryArray, Int32Array, StringViewArray, StringViewBuilder};
+use arrow::datatypes::{Field, Int32Type, Schema};
+use bytes::BytesMut;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tokio_postgres::types::Type;
+
+use super::*;
+use crate::encode::copy::CopyEncoder;
+use crate::encode::json::JsonRows;
+use crate::encode::samples;
+
+fn ipc(batch: &RecordBatch) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&compact(batch).unwrap(), &mut out).unwrap();
+    out
+}
+
+fn sinks(batch: &RecordBatch) -> (Vec<u8>, Vec<usize>, BytesMut) {
+    let (mut json, mut ends, mut copy) = (Vec::new(), Vec::new(), BytesMut::new());
+    JsonRows::new(batch.schema_ref()).unwrap().encode(batch, &mut json, &mut ends).unwrap();
+    let types = vec![Type::TEXT; batch.num_columns()];
+    CopyEncoder::new(batch.schema_ref(), &types).unwrap().encode(batch, &mut copy).unwrap();
+    (json, ends, copy)
+}
+
+#[test]
+fn a_slice_of_a_join_holds_its_own_bytes_once() {
+    // 3 campaigns x 20,000 clients; the buffers behind any slice are those of all clients, 720 kB.
+    let batch = samples::fan_out(3, 20_000);
+    let slice = batch.slice(19_990, 20);
+    let compacted = compact(&slice).unwrap();
+    let bytes = |column: usize| -> usize {
+        compacted.column(column).as_string_view().data_buffers().iter().map(|buffer| buffer.len()).sum()
+    };
+    assert_eq!(bytes(0), 2 * "0: half price on \"everything\" until Sunday".len());
+    assert_eq!(bytes(2), 20 * 36);
+    assert_eq!(compacted, slice);
+    assert!(ipc(&slice).len() < 8 << 10, "{}", ipc(&slice).len());
+    assert_eq!(unpack(&pack(&slice).unwrap()).unwrap(), slice);
+}
+
+#[test]
+fn views_that_take_turns_are_copied_once_each() {
+    let mut builder = StringViewBuilder::new();
+    for row in 0..1000 {
+        builder.append_value(["the first of the campaigns", "the second of the campaigns"][row % 2]);
+    }
+    // The builder wrote every row's bytes; equal text behind equal views is what a join gives.
+    let whole = builder.finish();
+    let views: Vec<u128> = (0..1000).map(|row| whole.views()[row % 2]).collect();
+    let array = StringViewArray::try_new(views.into(), whole.data_buffers().to_vec(), None).unwrap();
+    let batch = RecordBatch::try_from_iter([("t", Arc::new(array) as ArrayRef)]).unwrap();
+    let compacted = compact(&batch).unwrap();
+    assert_eq!(compacted.column(0).as_string_view().data_buffers()[0].len(), 26 + 27);
+    assert_eq!(compacted, batch);
+}
+
+#[test]
+fn names_nulls_metadata_and_other_types_survive() {
+    let metadata = [("origin".to_string(), "sql".to_string())].into();
+    let words: DictionaryArray<Int32Type> = vec![Some("a"), None, Some("b")].into_iter().collect();
+    let fields = vec![
+        Field::new("row number", arrow::datatypes::DataType::Int32, false),
+        Field::new("word", words.data_type().clone(), true),
+    ];
+    let schema = Arc::new(Schema::new(fields).with_metadata(metadata));
+    let columns: Vec<ArrayRef> = vec![Arc::new(Int32Array::from(vec![7, 8, 9])), Arc::new(words)];
+    let batch = RecordBatch::try_new(schema, columns).unwrap();
+    let back = unpack(&pack(&batch).unwrap()).unwrap();
+    assert_eq!(back.schema(), batch.schema());
+    assert_eq!(back, batch);
+}
+
+#[test]
+fn what_is_no_chunk_says_so() {
+    let batch = samples::fan_out(1, 3);
+    let packed = pack(&batch).unwrap();
+    let bomb = zstd::bulk::compress(&vec![0; 1 << 20], 1).unwrap();
+    for bytes in [&b""[..], b"hello", &packed[..packed.len() - 1], &[&packed[..], &packed[..]].concat(), &bomb] {
+        let error = unpack(bytes).unwrap_err().to_string();
+        assert!(error.starts_with("a stored chunk in the ledger is damaged or of another format: "), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn round_trips_are_exact_and_encode_to_the_same_bytes(rows in samples::rows(), from in any::<Index>(), to in any::<Index>()) {
+        let batch = samples::batch(&rows);
+        let (from, to) = (from.index(rows.len() + 1), to.index(rows.len() + 1));
+        let slice = batch.slice(from.min(to), from.abs_diff(to));
+        let back = unpack(&pack(&slice).unwrap()).unwrap();
+        prop_assert_eq!(back.schema(), slice.schema());
+        // By text: NaN is not equal to itself.
+        prop_assert_eq!(format!("{:?}", back.columns()), format!("{:?}", slice.columns()));
+        prop_assert_eq!(sinks(&back), sinks(&slice));
+    }
+
+    #[test]
+    fn flipped_bits_never_give_other_rows(rows in samples::rows(), at in any::<Index>(), bit in 0..8u32) {
+        let batch = samples::batch(&rows);
+        let mut bytes = pack(&batch).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        if let Ok(back) = unpack(&bytes) {
+            prop_assert_eq!(format!("{:?}", back.columns()), format!("{:?}", batch.columns()));
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The loop: one member of the consumer group, with its own Postgres connection and producers.
+//!
+//! ```text
+//! assigned ──► claim ──► read ──► commit ──┐
+//!    ▲           ▲        ▲────────────────┘
+//!    │           └── doubt: drop all that is held, wait if a server is away
+//!    └── revoked: finish or abandon, release
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use rdkafka::consumer::Consumer;
+use tokio_util::sync::CancellationToken;
+
+use super::commit::commit;
+use super::engine::Engine;
+use crate::error::{Action, Error, Result};
+use crate::kafka::GroupMetadata;
+use crate::ledger::claim::{Claimant, Tenure, claim};
+use crate::lookup::Lookups;
+use crate::source::{Cycle, Event, REVOKE_WAIT, Source};
+use crate::telemetry::Health;
+use crate::telemetry::metrics::{self, Server};
+
+/// How long a stop waits for the commit in flight, and then for the release: 10 s in all with room to say goodbye.
+const STOP_WAIT: Duration = Duration::from_secs(7);
+
+/// Progress without output is written this often: what a crash would read again, for nothing.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// And at the latest after so many messages.
+const FLUSH_MESSAGES: i64 = 100_000;
+
+pub struct Lane {
+    pub engine: Engine,
+    pub claimant: Claimant,
+    pub source: Source,
+    pub lookups: Arc<Lookups>,
+    pub number: usize,
+    pub health: Health,
+    pub stop: CancellationToken,
+}
+
+/// Partitions that are ours until they are revoked.
+struct Assignment {
+    session: u64,
+    partitions: Vec<i32>,
+    group: Arc<GroupMetadata>,
+}
+
+/// Why a lane lets go of what it holds.
+enum Interrupt {
+    /// Dropped at the end, `done` lets the group go on.
+    #[expect(dead_code, reason = "held for its drop alone")]
+    Revoked {
+        lost: bool,
+        done: std::sync::mpsc::Sender<()>,
+    },
+    Stopped,
+}
+
+impl Interrupt {
+    /// How long the work in flight may go on.
+    fn patience(&self) -> Duration {
+        match self {
+            Interrupt::Revoked { lost: true, .. } => Duration::ZERO,
+            Interrupt::Revoked { lost: false, .. } => REVOKE_WAIT,
+            Interrupt::Stopped => STOP_WAIT,
+        }
+    }
+}
+
+impl Lane {
+    /// Works until stopped.
+    ///
+    /// # Errors
+    /// What needs a person.
+    pub async fn run(mut self) -> Result<()> {
+        let result = self.run_assignments().await;
+        match &result {
+            Ok(()) => self.health.stopped(self.number, "drained"),
+            Err(error) => self.health.stopped(self.number, error.to_string()),
+        }
+        let Lane { source, claimant, .. } = self;
+        // Its handle on the consumer has to go before the consumer can close.
+        drop(claimant);
+        let closing = tokio::task::spawn_blocking(move || source.close());
+        // Brokers that are away must not hold up the exit.
+        let _ = tokio::time::timeout(Duration::from_secs(2), closing).await;
+        result
+    }
+
+    async fn run_assignments(&mut self) -> Result<()> {
+        loop {
+            self.health.waiting(self.number, "waiting for partitions");
+            let Some(assignment) = self.assigned().await? else { return Ok(()) };
+            tracing::info!(partitions = ?assignment.partitions, "partitions assigned");
+            if let Interrupt::Stopped = self.hold(&assignment).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next assignment with partitions in it; `None` when stopped before.
+    async fn assigned(&mut self) -> Result<Option<Assignment>> {
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                event = self.source.next() => event,
+            };
+            match event {
+                Event::Assigned { partitions, .. } if partitions.is_empty() => {
+                    self.health.working(self.number);
+                    tracing::info!("more members than partitions: this lane stands by");
+                }
+                Event::Assigned { session, partitions, group: Some(group) } => {
+                    metrics::rebalance();
+                    return Ok(Some(Assignment { session, partitions, group: Arc::new(group) }));
+                }
+                Event::Failed(error) if error.action() == Action::Halt => return Err(error),
+                // Lost again before it was captured, or an old cycle: the next assignment tells.
+                Event::Assigned { .. } | Event::Revoked { .. } | Event::Cycle(_) | Event::Failed(_) => {}
+            }
+        }
+    }
+
+    /// Claims and works, again and again, until the assignment is taken away or the job stops.
+    async fn hold(&mut self, assignment: &Assignment) -> Result<Interrupt> {
+        let mut outage = Outage::default();
+        loop {
+            let error = match self.claim_and_work(assignment, &mut outage).await {
+                Ok(interrupt) => return Ok(interrupt),
+                Err(error) => error,
+            };
+            if error.action() == Action::Halt {
+                return Err(error);
+            }
+            let pause = outage.pause(&error);
+            self.health.waiting(self.number, error.to_string());
+            tokio::select! {
+                interrupt = interrupted(&mut self.source, &self.stop) => return interrupt,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn claim_and_work(&mut self, assignment: &Assignment, outage: &mut Outage) -> Result<Interrupt> {
+        let tenure = tokio::select! {
+            tenure = claim(&self.claimant, &assignment.partitions, assignment.group.clone()) => tenure?,
+            interrupt = interrupted(&mut self.source, &self.stop) => return interrupt,
+        };
+        outage.over();
+        self.health.working(self.number);
+        self.work(tenure, assignment.session).await
+    }
+
+    /// Reads and commits until interrupted; then gives up cleanly what it can.
+    async fn work(&mut self, mut tenure: Tenure, session: u64) -> Result<Interrupt> {
+        let positions = tenure.held.iter().map(|(&partition, held)| (partition, held.next_offset)).collect();
+        let reading = self.source.start(session, positions);
+        self.source.fetch();
+        let mut flush = tokio::time::interval(FLUSH_EVERY);
+        flush.reset();
+        loop {
+            let event = tokio::select! {
+                event = self.source.next() => Some(event),
+                _ = flush.tick() => None,
+                () = self.stop.cancelled() => return self.let_go(tenure, Interrupt::Stopped).await,
+            };
+            let ended = match event {
+                Some(Event::Cycle(cycle)) if cycle.reading == reading => {
+                    let ended = self.commit(&mut tenure, cycle).await?;
+                    self.source.fetch();
+                    ended
+                }
+                Some(Event::Revoked { lost, done }) => Ended::Whole(Some(Interrupt::Revoked { lost, done })),
+                Some(Event::Failed(error)) => return Err(error),
+                Some(Event::Cycle(_) | Event::Assigned { .. }) => Ended::Whole(None),
+                None if tenure.postgres.is_closed() => {
+                    return Err(Error::Away { what: "Postgres closed the connection".into() });
+                }
+                None => uninterrupted(tenure.flush(), &mut self.source, &self.stop).await?,
+            };
+            self.report_lag(&tenure);
+            match ended {
+                Ended::Whole(None) => {}
+                Ended::Whole(Some(interrupt)) => return self.let_go(tenure, interrupt).await,
+                Ended::Abandoned(interrupt) => return Ok(interrupt),
+            }
+        }
+    }
+
+    async fn commit(&mut self, tenure: &mut Tenure, cycle: Cycle) -> Result<Ended> {
+        // A refreshed lookup takes effect here, between two batches.
+        let lookups = self.lookups.current();
+        crate::step!("S16");
+        let engine = &mut self.engine;
+        let work = async {
+            commit(engine, tenure, cycle, &lookups).await?;
+            if tenure.pending_messages() > FLUSH_MESSAGES { tenure.flush().await } else { Ok(()) }
+        };
+        uninterrupted(work, &mut self.source, &self.stop).await
+    }
+
+    /// Releases the partitions within the interrupt's patience. Failing that, the next owner fences us: nothing is lost
+    /// by it but a moment.
+    async fn let_go(&mut self, tenure: Tenure, interrupt: Interrupt) -> Result<Interrupt> {
+        let partitions: Vec<i32> = tenure.held.keys().copied().collect();
+        for partition in &partitions {
+            metrics::consumer_lag(*partition, None);
+        }
+        if let Interrupt::Revoked { lost: true, .. } = interrupt {
+            tracing::warn!(
+                ?partitions,
+                "the group has given these partitions to others; what was in flight is abandoned"
+            );
+            return Ok(interrupt);
+        }
+        match tokio::time::timeout(interrupt.patience(), tenure.release()).await {
+            Ok(Ok(())) => tracing::info!(?partitions, "partitions released"),
+            Ok(Err(error)) => tracing::warn!(?partitions, "partitions given up without a release: {error}"),
+            Err(_) => tracing::warn!(?partitions, "partitions given up without a release: no answer in time"),
+        }
+        Ok(interrupt)
+    }
+
+    fn report_lag(&self, tenure: &Tenure) {
+        let ends = self.claimant.consumer.client().context().ends();
+        for (partition, held) in &tenure.held {
+            if let Some(end) = ends.get(partition) {
+                metrics::consumer_lag(*partition, Some((end - held.read_to).max(0)));
+            }
+        }
+    }
+}
+
+/// How work ended.
+enum Ended {
+    /// Done, and perhaps interrupted meanwhile.
+    Whole(Option<Interrupt>),
+    /// Interrupted and not done in time, or failed then: everything it touched is in doubt.
+    Abandoned(Interrupt),
+}
+
+/// Runs work to its end. An interrupt meanwhile gives it its patience.
+///
+/// # Errors
+/// The work's own; after an interrupt only those that need a person.
+async fn uninterrupted(
+    work: impl Future<Output = Result<()>>,
+    source: &mut Source,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let mut work = std::pin::pin!(work);
+    let interrupt = tokio::select! {
+        done = &mut work => return done.map(|()| Ended::Whole(None)),
+        interrupt = interrupted(source, stop) => interrupt?,
+    };
+    match tokio::time::timeout(interrupt.patience(), work).await {
+        Ok(Ok(())) => Ok(Ended::Whole(Some(interrupt))),
+        Ok(Err(error)) if error.action() == Action::Halt => Err(error),
+        Ok(Err(error)) => {
+            tracing::warn!("the batch in flight is given up: {error}");
+            Ok(Ended::Abandoned(interrupt))
+        }
+        Err(_) => {
+            tracing::warn!(
+                "the batch in flight is given up: no end in time; the next owner does it again or completes it"
+            );
+            Ok(Ended::Abandoned(interrupt))
+        }
+    }
+}
+
+/// Waits for a reason to let go. Other events meanwhile belong to what is being given up.
+async fn interrupted(source: &mut Source, stop: &CancellationToken) -> Result<Interrupt> {
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return Ok(Interrupt::Stopped),
+            event = source.next() => event,
+        };
+        match event {
+            Event::Revoked { lost, done } => return Ok(Interrupt::Revoked { lost, done }),
+            Event::Failed(error) if error.action() == Action::Halt => return Err(error),
+            Event::Failed(_) | Event::Cycle(_) | Event::Assigned { .. } => {}
+        }
+    }
+}
+
+/// One stretch of trouble, told once at its start and once at its end.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    delays: Option<backon::ExponentialBackoff>,
+}
+
+impl Outage {
+    fn pause(&mut self, error: &Error) -> Duration {
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            match error.action() {
+                Action::Claim => tracing::info!("claiming the partitions anew: {error}"),
+                _ => tracing::warn!("paused: {error}; trying again with backoff until it works"),
+            }
+        } else {
+            tracing::debug!("still paused: {error}");
+        }
+        if let Error::Postgres { .. } = error {
+            metrics::reconnect(Server::Postgres);
+        } else {
+            metrics::reconnect(Server::Kafka);
+        }
+        let delays = self.delays.get_or_insert_with(|| {
+            ExponentialBuilder::default()
+                .with_min_delay(Duration::from_millis(100))
+                .with_max_delay(Duration::from_secs(10))
+                .with_jitter()
+                .without_max_times()
+                .build()
+        });
+        delays.next().unwrap_or(Duration::from_secs(10))
+    }
+
+    fn over(&mut self) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(paused = ?since.elapsed(), "resumed");
+        }
+        self.delays = None;
+    }
+}

@@ -1,0 +1,206 @@
+//! From decoded micro-batches to the pieces that both sinks take: the transform's rows, made to fit the sink table, and
+//! the dead letters. Computed once, streamed, never held.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::UInt32Type;
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+
+use super::engine::Engine;
+use crate::dead_letter::{self, Letter, Reject, Stage};
+use crate::decode::ROW;
+use crate::error::{Error, Result};
+use crate::lookup::LookupSet;
+use crate::offsets::OffsetRange;
+use crate::sink::Piece;
+use crate::source::Messages;
+use crate::transform::{Outcomes, Triggers};
+
+/// A micro-batch on its way: decoded, with what had to be left out of it.
+pub struct Work {
+    pub partition: i32,
+    pub range: OffsetRange,
+    pub messages: Arc<Messages>,
+    /// Accepted messages, by the declared columns and their row numbers.
+    pub batch: RecordBatch,
+    pub rejects: Vec<Reject>,
+}
+
+impl Work {
+    /// Takes messages out of the batch that a sink has refused.
+    pub fn exclude(&mut self, rejects: impl IntoIterator<Item = Reject>) -> Result<()> {
+        self.rejects.extend(rejects);
+        self.rejects.sort_by_key(|reject| reject.row);
+        self.rejects.dedup_by_key(|reject| reject.row);
+        let rows = row_numbers(&self.batch);
+        let keep = arrow::array::BooleanArray::from_iter(
+            rows.iter().map(|row| Some(self.rejects.binary_search_by_key(row, |reject| reject.row).is_err())),
+        );
+        self.batch = filter_record_batch(&self.batch, &keep)
+            .map_err(|error| Error::engine("leaving out refused messages")(error.into()))?;
+        Ok(())
+    }
+}
+
+/// What became of one micro-batch, known once its rows have all gone by.
+#[derive(Debug, Default)]
+pub struct PartResult {
+    pub outcomes: Outcomes,
+    /// Dead letters that no topic can take: for the ledger's own table.
+    pub over_size: Vec<(i64, Letter, Reject)>,
+}
+
+/// The pieces of one commit, pulled one by one.
+pub struct Output<'a> {
+    engine: &'a mut Engine,
+    works: &'a [Work],
+    now: DateTime<Utc>,
+    lookups: &'a LookupSet,
+    part: usize,
+    state: State,
+    triggered: Vec<bool>,
+    pub results: Vec<PartResult>,
+    /// Messages whose rows don't fit the table. From the first one on, nothing is handed out: the commit is redone.
+    pub refused: Vec<(usize, Reject)>,
+    pub transform_seconds: f64,
+}
+
+enum State {
+    Letters,
+    Rows(Box<Triggers>),
+}
+
+impl<'a> Output<'a> {
+    pub fn new(engine: &'a mut Engine, works: &'a [Work], now: DateTime<Utc>, lookups: &'a LookupSet) -> Self {
+        Output {
+            engine,
+            works,
+            now,
+            lookups,
+            part: 0,
+            state: State::Letters,
+            triggered: Vec::new(),
+            results: Vec::new(),
+            refused: Vec::new(),
+            transform_seconds: 0.0,
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] where the SQL fails on the data, [`Error::Halt`] where a row cannot be traced to its message.
+    pub async fn next(&mut self) -> Result<Option<Piece>> {
+        let works = self.works;
+        while let Some(work) = works.get(self.part) {
+            match &mut self.state {
+                State::Letters => {
+                    let letters = self.letters(work);
+                    self.triggered = vec![false; work.messages.len()];
+                    let rows = self.engine.transform.run(work.batch.clone(), self.now, self.lookups).await?;
+                    self.state = State::Rows(Box::new(rows));
+                    if !letters.is_empty() {
+                        return Ok(Some(Piece::Letters { part: self.part, letters: letters.into() }));
+                    }
+                }
+                State::Rows(stream) => {
+                    let began = Instant::now();
+                    let next = stream.try_next().await?;
+                    self.transform_seconds += began.elapsed().as_secs_f64();
+                    match next {
+                        None => self.end_part(work).await?,
+                        Some(rows) => {
+                            if let Some(piece) = self.piece(rows)? {
+                                return Ok(Some(piece));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The batch's letters; what does not fit the topic goes to the ledger.
+    fn letters(&mut self, work: &Work) -> Vec<Letter> {
+        let mut result = PartResult::default();
+        let mut fitting = Vec::new();
+        let engine = &self.engine;
+        let letters =
+            dead_letter::collect(&engine.source_topic, work.partition, &work.messages, &work.rejects, &engine.sql_hash);
+        for (letter, reject) in letters.into_iter().zip(&work.rejects) {
+            if self.engine.letters_to.fits_letter(&letter) {
+                fitting.push(letter);
+            } else {
+                result.over_size.push((work.messages.offset(reject.row as usize), letter, reject.clone()));
+            }
+        }
+        self.results.push(result);
+        fitting
+    }
+
+    fn piece(&mut self, rows: RecordBatch) -> Result<Option<Piece>> {
+        if rows.num_rows() == 0 {
+            return Ok(None);
+        }
+        self.engine.transform.mark_triggered(&rows, &mut self.triggered);
+        let (rows, messages) = if self.engine.transform.carries_rows() { split(rows)? } else { (rows, None) };
+        let batch = match self.engine.conform.apply(&rows)? {
+            Ok(batch) => batch,
+            Err(refused) => {
+                let Some(messages) = messages else {
+                    return Err(untraceable(&format!("column {}: {}", refused.column, refused.reason)));
+                };
+                let row = messages[refused.index];
+                if !self.refused.iter().any(|(part, reject)| *part == self.part && reject.row == row) {
+                    let path = format!("$.{}", refused.column);
+                    self.refused.push((self.part, Reject { row, stage: Stage::Encode, path, reason: refused.reason }));
+                }
+                return Ok(None);
+            }
+        };
+        let piece = Piece::Rows { part: self.part, batch, messages };
+        Ok(self.refused.is_empty().then_some(piece))
+    }
+
+    async fn end_part(&mut self, work: &Work) -> Result<()> {
+        let outcomes = self.engine.transform.outcomes(&work.batch, self.now, &self.triggered).await?;
+        if let Some(result) = self.results.get_mut(self.part) {
+            result.outcomes = outcomes;
+        }
+        self.part += 1;
+        self.state = State::Letters;
+        Ok(())
+    }
+}
+
+/// Takes the row numbers off the rows.
+fn split(rows: RecordBatch) -> Result<(RecordBatch, Option<Arc<[u32]>>)> {
+    let messages: Arc<[u32]> = row_numbers(&rows).into();
+    let columns: Vec<usize> = (0..rows.num_columns() - 1).collect();
+    let rows = rows.project(&columns).map_err(|error| Error::engine("taking off the row numbers")(error.into()))?;
+    Ok((rows, Some(messages)))
+}
+
+/// The hidden row numbers, which are the last column.
+pub fn row_numbers(batch: &RecordBatch) -> &[u32] {
+    let last = batch.columns().last();
+    debug_assert_eq!(batch.schema().fields().last().map(|field| field.name().as_str()), Some(ROW));
+    last.filter(|column| column.null_count() == 0)
+        .and_then(|column| column.as_primitive_opt::<UInt32Type>())
+        .map_or(&[], |rows| rows.values())
+}
+
+/// A refused row that cannot be traced to one message.
+pub fn untraceable(why: &str) -> Error {
+    Error::Halt {
+        what: format!("a sink refuses a row of the output, and this SELECT does not tell which message it came from: {why}"),
+        remedy: "aggregates, window functions, DISTINCT and UNION lose the message behind a row, so it cannot become a dead \
+                 letter: mend the data or the SELECT"
+            .into(),
+    }
+}

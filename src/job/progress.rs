@@ -1,0 +1,53 @@
+//! Loading shown to whoever waits for it: a line that moves on a terminal, a log line now and then elsewhere.
+
+use std::cell::{Cell, RefCell};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between two log lines: 10 million rows take less than a minute.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+pub struct LoadProgress {
+    bar: Option<ProgressBar>,
+    logged: Cell<Instant>,
+    last: RefCell<(String, u64, u64)>,
+    began: Instant,
+}
+
+impl LoadProgress {
+    pub fn new() -> LoadProgress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        let now = Instant::now();
+        LoadProgress { bar, logged: Cell::new(now), last: RefCell::default(), began: now }
+    }
+
+    pub fn show(&self, lookup: &str, rows: u64, bytes: u64) {
+        self.last.replace((lookup.to_owned(), rows, bytes));
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("loading lookup {lookup}: {rows} rows, {}", ByteSize(bytes)));
+        } else if self.logged.get().elapsed() >= LOG_EVERY {
+            self.logged.set(Instant::now());
+            tracing::info!(lookup, rows, bytes, "loading");
+        }
+    }
+
+    pub fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let (lookup, rows, bytes) = &*self.last.borrow();
+        if !lookup.is_empty() {
+            tracing::info!(lookup, rows, bytes, seconds = self.began.elapsed().as_secs_f64(), "lookups loaded");
+        }
+    }
+}

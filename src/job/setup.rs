@@ -1,0 +1,270 @@
+//! What has to be right before the first message is read. `run` and `check` go through the same functions; `check` only
+//! leaves out what writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::engine::Engine;
+use super::progress::LoadProgress;
+use crate::config::{Config, Start};
+use crate::decode::{self, CampaignSchema, Decoder};
+use crate::encode::conform::Conform;
+use crate::encode::copy;
+use crate::error::{Error, Result};
+use crate::kafka;
+use crate::ledger::store::{self, Ledger};
+use crate::lookup::{LookupSet, Lookups};
+use crate::postgres::{self, Connection};
+use crate::sink::kafka::Destination;
+use crate::sink::postgres::CopyPlan;
+use crate::sink::table::{self, TableShape};
+use crate::transform::{SqlFiles, Transform};
+
+/// The broker's own default for `max.message.bytes`, where it does not tell.
+const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// What a dead letter needs beyond the message it holds: its headers.
+pub const LETTER_ROOM: usize = 64 * 1024;
+
+/// The SQL files, read and parsed as far as that goes without a server.
+pub struct Mission {
+    pub files: SqlFiles,
+    pub campaigns: CampaignSchema,
+}
+
+impl Mission {
+    pub fn load(config: &Config) -> Result<Mission> {
+        let files = SqlFiles::load(&config.sql_directory)?;
+        let campaigns = CampaignSchema::parse(&files.campaigns.path, &files.campaigns.text)?;
+        Ok(Mission { files, campaigns })
+    }
+}
+
+/// What Kafka says of the topics.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    pub cluster_id: String,
+    pub topic_id: String,
+    pub partitions: i32,
+    pub source_max_bytes: usize,
+    pub output_to: Destination,
+    pub letters_to: Destination,
+}
+
+/// Looks at the three topics: that they exist, on one cluster, and how large their messages may be.
+///
+/// # Errors
+/// [`Error::Halt`] for a topic that is missing or two clusters, [`Error::Kafka`] where no broker answers.
+pub async fn inspect_topics(config: &Arc<Config>) -> Result<Topics> {
+    let asked = config.clone();
+    let (cluster_id, topic_id, partitions) = kafka::blocking(move || {
+        let source = kafka::probe(&asked.source.kafka)?;
+        let sink = kafka::probe(&asked.sink_kafka.kafka)?;
+        let (from, to) = (kafka::cluster_id(source.client())?, kafka::cluster_id(sink.client())?);
+        if from != to {
+            return Err(Error::Halt {
+                what: format!("source and sink are two Kafka clusters ({from} and {to})"),
+                remedy:
+                    "one transaction cannot span clusters: give [source.kafka] and [sink.kafka] the same brokers, and \
+                         mirror the topic if it lives elsewhere"
+                        .into(),
+            });
+        }
+        let partitions = kafka::partition_count(source.client(), &asked.source.topic)?;
+        kafka::partition_count(sink.client(), &asked.sink_kafka.topic)?;
+        kafka::partition_count(sink.client(), &asked.dead_letters.topic)?;
+        Ok((from, kafka::topic_id(source.client(), &asked.source.topic)?, partitions))
+    })
+    .await?;
+    let names = [&config.source.topic, &config.sink_kafka.topic, &config.dead_letters.topic];
+    let limits = max_message_bytes(config, &names.map(String::as_str)).await?;
+    let destination = |topic: &str| Destination {
+        topic: topic.into(),
+        max_record_bytes: limits.get(topic).copied().unwrap_or(DEFAULT_MAX_MESSAGE_BYTES),
+    };
+    let [source, output, letters] = names.map(|name| destination(name));
+    Ok(Topics {
+        cluster_id,
+        topic_id,
+        partitions,
+        source_max_bytes: source.max_record_bytes,
+        output_to: output,
+        letters_to: letters,
+    })
+}
+
+/// `max.message.bytes` by topic, as far as the broker lets this user see it.
+async fn max_message_bytes(config: &Config, topics: &[&str]) -> Result<BTreeMap<String, usize>> {
+    let admin: AdminClient<DefaultClientContext> = kafka::client_config(&config.sink_kafka.kafka, &[])
+        .create()
+        .map_err(Error::kafka("creating the admin client from [kafka] and [sink.kafka]"))?;
+    let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let options = AdminOptions::new().request_timeout(Some(kafka::CALL_TIMEOUT));
+    let answers = match admin.describe_configs(&asked, &options).await {
+        Ok(answers) => answers,
+        Err(error) => {
+            tracing::warn!("the topics' max.message.bytes cannot be read ({error}); Kafka's default is assumed");
+            return Ok(BTreeMap::new());
+        }
+    };
+    let mut limits = BTreeMap::new();
+    for (topic, answer) in topics.iter().zip(answers) {
+        let value = answer.ok().and_then(|found| found.get("max.message.bytes")?.value.clone()?.parse().ok());
+        limits.insert(topic.to_string(), value.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES));
+    }
+    Ok(limits)
+}
+
+/// Connects, with the session as the protocol needs it.
+pub async fn connect(config: &Config) -> Result<Connection> {
+    let connection = postgres::connect(&config.postgres, "dinnerbell").await?;
+    store::prepare_session(&connection).await?;
+    Ok(connection)
+}
+
+/// The sink table, with its serial columns' headroom looked at.
+pub async fn describe_table(config: &Config, postgres: &Connection) -> Result<TableShape> {
+    let name = &config.sink_postgres.table;
+    let shape = table::describe(postgres, &name.schema, &name.name).await?;
+    let headroom = table::serial_headroom(postgres, &name.schema, &name.name).await?;
+    for warning in table::judge_headroom(&headroom)? {
+        tracing::warn!("{warning}");
+    }
+    Ok(shape)
+}
+
+/// Compiles the SQL against lookup tables and sink table: one engine, for one lane.
+///
+/// # Errors
+/// [`Error::Sql`] with file, line and column.
+pub async fn compile(
+    config: &Config,
+    mission: &Mission,
+    lookups: &LookupSet,
+    shape: &TableShape,
+    topics: &Topics,
+) -> Result<Engine> {
+    let transform =
+        Transform::compile(&mission.files, mission.campaigns.schema(), lookups, config.memory_limit).await?;
+    let output = transform.output_schema();
+    let conform = Conform::new(&output, shape, &mission.files.triggers.path)?;
+    let schema = conform.schema().clone();
+    let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+    let copy = CopyPlan {
+        statement: copy::statement(shape, &schema),
+        table: shape.quoted(),
+        schema: schema.clone(),
+        types: conform.types().to_vec(),
+    };
+    // Finds a wrong [sink.kafka] key now, not at the first row.
+    let key = config.sink_kafka.key.clone();
+    crate::sink::rows::RowProducer::new(&schema, topics.output_to.clone(), key.as_deref())?;
+    Ok(Engine {
+        decoder: Decoder::new(&mission.campaigns, decode::Limits { max_value_bytes: config.batch.max_bytes }),
+        transform,
+        conform,
+        copy,
+        columns,
+        source_topic: config.source.topic.clone(),
+        sql_hash: mission.files.hash(),
+        output_to: topics.output_to.clone(),
+        output_key: key,
+        letters_to: topics.letters_to.clone(),
+    })
+}
+
+/// Loads every lookup table once.
+pub async fn load_lookups(mission: &Mission, postgres: &Connection) -> Result<Lookups> {
+    let progress = LoadProgress::new();
+    let lookups =
+        Lookups::load(postgres, mission.files.lookups.clone(), |name, rows, bytes| progress.show(name, rows, bytes))
+            .await;
+    progress.end();
+    lookups
+}
+
+/// Opens the ledger and, at the first start of this group on this topic, registers all partitions at once.
+///
+/// # Errors
+/// [`Error::Halt`] where Kafka holds offsets for a group that the ledger doesn't know, unless `start = "committed"`.
+pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &Topics) -> Result<Ledger> {
+    store::create(postgres, &config.ledger_schema).await?;
+    let source = &config.source;
+    let ledger = Ledger::open(
+        postgres,
+        &config.ledger_schema,
+        &topics.cluster_id,
+        &source.group_id,
+        &source.topic,
+        &topics.topic_id,
+    )
+    .await?;
+    if ledger.registered(postgres).await?.is_empty() {
+        let (asked, count) = (config.clone(), topics.partitions);
+        let starts = kafka::blocking(move || first_offsets(&asked, count)).await?;
+        ledger.register(postgres, &starts).await?;
+        tracing::info!(
+            group = source.group_id,
+            topic = source.topic,
+            ?starts,
+            "first start: partitions registered in the ledger"
+        );
+    }
+    Ok(ledger)
+}
+
+/// Where each partition starts, by `[source] start`.
+fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>> {
+    let topic = &config.source.topic;
+    let consumer: BaseConsumer = kafka::client_config(
+        &config.source.kafka,
+        &[
+            ("group.id", &config.source.group_id),
+            ("isolation.level", "read_committed"),
+            ("enable.auto.commit", "false"),
+        ],
+    )
+    .create()
+    .map_err(Error::kafka("creating a consumer from [kafka] and [source.kafka]"))?;
+    let mut asked = TopicPartitionList::new();
+    for partition in 0..partitions {
+        asked.add_partition(topic, partition);
+    }
+    let committed = consumer
+        .committed_offsets(asked, kafka::CALL_TIMEOUT)
+        .map_err(Error::kafka(format!("reading the offsets of group {}", config.source.group_id)))?;
+    let committed: BTreeMap<i32, i64> = committed
+        .elements()
+        .iter()
+        .filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((element.partition(), offset)),
+            _ => None,
+        })
+        .collect();
+    if !committed.is_empty() && config.source.start != Start::Committed {
+        return Err(Error::Halt {
+            what: format!("group {} has offsets in Kafka, but the ledger knows nothing of it", config.source.group_id),
+            remedy: "if another job left them and this one shall go on from there, set [source] start = \"committed\"; otherwise \
+                     choose another [source] group_id. If this job had a ledger, find out where it went first"
+                .into(),
+        });
+    }
+    (0..partitions)
+        .map(|partition| {
+            let (low, high) = consumer
+                .fetch_watermarks(topic, partition, kafka::CALL_TIMEOUT)
+                .map_err(Error::kafka(format!("reading the first and last offset of {topic}[{partition}]")))?;
+            let start = match config.source.start {
+                Start::Earliest => low,
+                Start::Latest => high,
+                Start::Committed => committed.get(&partition).copied().unwrap_or(low),
+            };
+            Ok((partition, start))
+        })
+        .collect()
+}

@@ -1,0 +1,342 @@
+//! How a lane takes partitions, and what it holds while it has them.
+//!
+//! A claim runs outside the rebalance callback while polling goes on. Every doubt (an error in a commit, a lost
+//! connection, an unknown outcome) leads here: the tenure is dropped whole and the partitions are claimed anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use uuid::Uuid;
+
+use super::decide::{Decision, KafkaOffset, Seen, decide};
+use super::replay;
+use super::store::{Claimed, Ledger, PartHead, Step, prepare_session};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::kafka::{self, GroupMetadata};
+use crate::postgres::{self, Connection};
+use crate::sink::kafka::{OffsetCommit, Producer};
+use crate::source::Watcher;
+
+/// What a claim is made with.
+pub struct Claimant {
+    pub config: Arc<Config>,
+    pub ledger: Arc<Ledger>,
+    /// The lane's two, new at each start of a process.
+    pub transactional_ids: [String; 2],
+    pub consumer: Arc<BaseConsumer<Watcher>>,
+}
+
+/// What a lane holds between a claim and the next doubt, revocation or stop.
+pub struct Tenure {
+    pub postgres: Connection,
+    pub ledger: Arc<Ledger>,
+    pub group: Arc<GroupMetadata>,
+    pub held: BTreeMap<i32, Held>,
+    /// Parts whose Kafka commit was seen: to be deleted in the next Postgres transaction.
+    pub confirmed: Vec<(Uuid, i32)>,
+    producers: [Arc<Producer>; 2],
+    turn: usize,
+}
+
+/// A partition's state under our epoch.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub epoch: i64,
+    /// The ledger's: where the next stored range begins.
+    pub next_offset: i64,
+    /// How far the messages have been dealt with; beyond `next_offset` there was no output so far.
+    pub read_to: i64,
+    /// What stands beside `next_offset` in Kafka.
+    pub metadata: String,
+}
+
+impl Held {
+    fn of(claimed: &Claimed) -> Held {
+        let progress = &claimed.progress;
+        Held {
+            epoch: progress.epoch,
+            next_offset: progress.next_offset,
+            read_to: progress.next_offset,
+            metadata: progress.metadata.clone(),
+        }
+    }
+}
+
+impl Tenure {
+    /// The producer whose turn it is. Two take turns because one alone would wait for the markers of its own last
+    /// transaction: 104 ms a commit, where two need 8.
+    pub fn producer(&self) -> Arc<Producer> {
+        self.producers[self.turn].clone()
+    }
+
+    /// To be called after each Kafka transaction.
+    pub fn take_turns(&mut self) {
+        self.turn = 1 - self.turn;
+    }
+
+    /// Records that Postgres has committed these steps.
+    pub fn advanced(&mut self, steps: &[Step]) {
+        for step in steps {
+            if let Some(held) = self.held.get_mut(&step.partition) {
+                held.next_offset = step.to;
+                held.read_to = held.read_to.max(step.to);
+                held.metadata = step.metadata.clone();
+            }
+        }
+    }
+
+    /// Partitions that are read further than the ledger says, as steps without output.
+    pub fn pending(&self) -> Vec<Step> {
+        let commit = Uuid::new_v4();
+        self.held
+            .iter()
+            .filter(|(_, held)| held.read_to > held.next_offset)
+            .map(|(&partition, held)| Step {
+                partition,
+                epoch: held.epoch,
+                from: held.next_offset,
+                to: held.read_to,
+                has_output: false,
+                metadata: self.ledger.metadata(held.epoch, commit),
+            })
+            .collect()
+    }
+
+    /// Messages dealt with beyond the ledger, by their offsets.
+    pub fn pending_messages(&self) -> i64 {
+        self.held.values().map(|held| held.read_to - held.next_offset).sum()
+    }
+
+    /// Commits offsets alone to Kafka.
+    pub async fn commit_offsets(&mut self, steps: &[Step]) -> Result<()> {
+        let offsets = offsets_of(steps);
+        commit_offsets(self.producer(), self.ledger.topic.clone(), offsets, self.group.clone()).await?;
+        self.take_turns();
+        Ok(())
+    }
+
+    /// Makes progress without output durable, deletes confirmed parts: in Postgres, then in Kafka.
+    pub async fn flush(&mut self) -> Result<()> {
+        let steps = self.pending();
+        if steps.is_empty() && self.confirmed.is_empty() {
+            return Ok(());
+        }
+        let doing = || Error::postgres("writing progress to the ledger");
+        self.postgres.batch_execute("BEGIN").await.map_err(doing())?;
+        self.ledger.delete_parts(&self.postgres, &self.confirmed).await?;
+        self.ledger.advance_and_commit(&self.postgres, &steps).await?;
+        self.confirmed.clear();
+        self.advanced(&steps);
+        crate::step!("S11");
+        if !steps.is_empty() {
+            crate::step!("S17");
+            self.commit_offsets(&steps).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives everything up cleanly: flushes, and tells the ledger that no transaction of ours is open.
+    pub async fn release(mut self) -> Result<()> {
+        self.flush().await?;
+        crate::step!("S12");
+        let epochs: Vec<(i32, i64)> = self.held.iter().map(|(&partition, held)| (partition, held.epoch)).collect();
+        self.ledger.release(&self.postgres, &epochs).await
+    }
+}
+
+/// The offsets that go into Kafka with these steps.
+pub fn offsets_of(steps: &[Step]) -> Vec<OffsetCommit> {
+    steps
+        .iter()
+        .map(|step| OffsetCommit { partition: step.partition, offset: step.to, metadata: step.metadata.clone() })
+        .collect()
+}
+
+async fn commit_offsets(
+    producer: Arc<Producer>,
+    topic: String,
+    offsets: Vec<OffsetCommit>,
+    group: Arc<GroupMetadata>,
+) -> Result<()> {
+    kafka::blocking(move || {
+        producer.begin()?;
+        producer.send_offsets(&topic, &offsets, group.get())?;
+        producer.commit()
+    })
+    .await
+}
+
+/// Claims partitions, in the protocol's order: (a) end whatever of our own is in doubt, (b) take the ledger's rows under
+/// a new epoch, (c) fence the last owner, (d) read the group's stable offsets, (e) decide and mend, per partition.
+///
+/// # Errors
+/// [`Error::Halt`] for what the ledger cannot explain; what the servers say otherwise.
+pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMetadata>) -> Result<Tenure> {
+    let ledger = claimant.ledger.clone();
+    check_topic(claimant).await?;
+    let [first, second] = &claimant.transactional_ids;
+    let (a, b) = tokio::try_join!(open(claimant, first), open(claimant, second))?;
+    let postgres = postgres::connect(&claimant.config.postgres, "dinnerbell").await?;
+    prepare_session(&postgres).await?;
+    register_new(claimant, &postgres, partitions).await?;
+    let claimed = ledger.take(&postgres, partitions, &claimant.transactional_ids).await?;
+    if claimed.len() != partitions.len() {
+        return Err(Error::Halt {
+            what: format!("the ledger lost rows of {} while they were claimed", ledger.topic),
+            remedy: "rows of the ledger's progress table were deleted by hand: restore them".into(),
+        });
+    }
+    crate::step!("S13");
+    fence_last_owners(claimant, &claimed).await?;
+    crate::step!("S14");
+    let epochs: Vec<(i32, i64)> = claimed.iter().map(|claimed| (claimed.partition, claimed.progress.epoch)).collect();
+    let mut tenure = Tenure {
+        held: claimed.iter().map(|claimed| (claimed.partition, Held::of(claimed))).collect(),
+        postgres,
+        ledger: ledger.clone(),
+        group,
+        confirmed: Vec::new(),
+        producers: [Arc::new(a), Arc::new(b)],
+        turn: 0,
+    };
+    let seen = look(claimant, claimed).await?;
+    mend(&mut tenure, seen).await?;
+    // Last, so that the last owner's ids stay known until nothing of theirs can be open.
+    ledger.settle(&tenure.postgres, &epochs, &claimant.transactional_ids).await?;
+    Ok(tenure)
+}
+
+async fn open(claimant: &Claimant, id: &str) -> Result<Producer> {
+    let (config, id) = (claimant.config.clone(), id.to_owned());
+    kafka::blocking(move || Producer::open(&config.sink_kafka.kafka, &id)).await
+}
+
+/// The topic may have been deleted and made anew while the job was running.
+async fn check_topic(claimant: &Claimant) -> Result<()> {
+    let (consumer, ledger) = (claimant.consumer.clone(), claimant.ledger.clone());
+    let id = kafka::blocking(move || kafka::topic_id(consumer.client(), &ledger.topic)).await?;
+    if id == claimant.ledger.topic_id {
+        return Ok(());
+    }
+    Err(Error::Halt {
+        what: format!("topic {} was deleted and made anew while the job was running", claimant.ledger.topic),
+        remedy: "start the job again: it says what the ledger holds of the old topic, and what to do with it".into(),
+    })
+}
+
+/// Registers partitions that were added to the topic after the first start: they start at their beginning.
+async fn register_new(claimant: &Claimant, postgres: &Connection, partitions: &[i32]) -> Result<()> {
+    let known: BTreeSet<i32> = claimant.ledger.registered(postgres).await?.into_iter().collect();
+    let new: Vec<i32> = partitions.iter().copied().filter(|partition| !known.contains(partition)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let marks = watermarks(claimant, new).await?;
+    let starts: Vec<(i32, i64)> = marks.iter().map(|(&partition, &(low, _))| (partition, low)).collect();
+    tracing::info!(?starts, "registering partitions that were added to the topic");
+    claimant.ledger.register(postgres, &starts).await
+}
+
+async fn watermarks(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTreeMap<i32, (i64, i64)>> {
+    let (consumer, topic) = (claimant.consumer.clone(), claimant.ledger.topic.clone());
+    kafka::blocking(move || {
+        partitions
+            .into_iter()
+            .map(|partition| {
+                let marks = consumer
+                    .fetch_watermarks(&topic, partition, kafka::CALL_TIMEOUT)
+                    .map_err(Error::kafka(format!("reading the first and last offset of {topic}[{partition}]")))?;
+                Ok((partition, marks))
+            })
+            .collect()
+    })
+    .await
+}
+
+/// Aborts at once whatever the last owners have open, so that no reader waits for a timeout and nothing of theirs can
+/// be committed any more.
+async fn fence_last_owners(claimant: &Claimant, claimed: &[Claimed]) -> Result<()> {
+    let theirs: BTreeSet<String> = claimed
+        .iter()
+        .flat_map(|claimed| claimed.last_owner.iter().cloned())
+        .filter(|id| !claimant.transactional_ids.contains(id))
+        .collect();
+    let fencing = theirs.iter().map(|id| open(claimant, id));
+    futures::future::try_join_all(fencing).await.map(drop)
+}
+
+async fn look(claimant: &Claimant, claimed: Vec<Claimed>) -> Result<Vec<(i32, Seen)>> {
+    let partitions: Vec<i32> = claimed.iter().map(|claimed| claimed.partition).collect();
+    let mut offsets = group_offsets(claimant, partitions.clone()).await?;
+    let marks = watermarks(claimant, partitions).await?;
+    Ok(claimed
+        .into_iter()
+        .map(|Claimed { partition, progress, parts, .. }| {
+            let (low, high) = marks.get(&partition).copied().unwrap_or_default();
+            (partition, Seen { progress, parts, kafka: offsets.remove(&partition), low, high })
+        })
+        .collect())
+}
+
+/// The group's committed offsets, stable: under `isolation.level=read_committed` the broker answers only once no
+/// transaction that touches them is open.
+async fn group_offsets(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTreeMap<i32, KafkaOffset>> {
+    let (consumer, topic) = (claimant.consumer.clone(), claimant.ledger.topic.clone());
+    kafka::blocking(move || {
+        let mut asked = TopicPartitionList::new();
+        for partition in partitions {
+            asked.add_partition(&topic, partition);
+        }
+        let doing = || format!("reading the group's committed offsets of {topic}");
+        let found = consumer.committed_offsets(asked, kafka::CALL_TIMEOUT).map_err(Error::kafka(doing()))?;
+        let mut offsets = BTreeMap::new();
+        for element in found.elements() {
+            element.error().map_err(Error::kafka(doing()))?;
+            if let Offset::Offset(offset) = element.offset() {
+                offsets.insert(element.partition(), KafkaOffset { offset, metadata: element.metadata().to_owned() });
+            }
+        }
+        Ok(offsets)
+    })
+    .await
+}
+
+/// Carries out what [`decide`] says for each partition: stored parts are sent again, then offsets caught up.
+async fn mend(tenure: &mut Tenure, seen: Vec<(i32, Seen)>) -> Result<()> {
+    let mut parts: Vec<PartHead> = Vec::new();
+    let mut offsets = Vec::new();
+    for (partition, seen) in &seen {
+        let place = format!("{}[{partition}]", tenure.ledger.topic);
+        let next = OffsetCommit {
+            partition: *partition,
+            offset: seen.progress.next_offset,
+            metadata: seen.progress.metadata.clone(),
+        };
+        // Parts that Kafka has passed are confirmed; one that is sent again is, once it has been.
+        tenure.confirmed.extend(seen.parts.iter().map(|part| (part.commit_id, part.partition)));
+        match decide(&place, &tenure.ledger.job, seen)? {
+            Decision::Resume => {}
+            Decision::CommitOffset { because } => {
+                if let Some(because) = because.filter(|_| !seen.progress.is_new(&tenure.ledger.job)) {
+                    tracing::warn!(place, offset = next.offset, "{because}; the ledger's offset is committed instead");
+                }
+                offsets.push(next);
+            }
+            Decision::Reemit(part) => {
+                tracing::info!(place, from = part.from, to = part.to, "sending a stored batch to Kafka again");
+                parts.push(part);
+                offsets.push(next);
+            }
+        }
+    }
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let producer = tenure.producer();
+    replay::emit(&tenure.ledger, &tenure.postgres, producer, &parts, offsets, tenure.group.clone()).await?;
+    tenure.take_turns();
+    Ok(())
+}

@@ -1,0 +1,552 @@
+//! The ledger's rows in Postgres: reading and writing them. What they mean is decided elsewhere.
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+/// The protocol that this binary speaks; an `advance` under another one is refused.
+pub const PROTOCOL: i32 = 1;
+
+/// The format of stored parts that this binary writes. It reads this one and all older ones.
+pub const PART_FORMAT: i32 = 1;
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// DDL of several processes at once: `CREATE SCHEMA IF NOT EXISTS` fails for all but one of them without a lock.
+const DDL_LOCK: i64 = 0x64696e6e6572; // "dinner"
+
+/// One ledger and the rows of it that belong to this job: one consumer group on one topic of one cluster.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    /// Quoted for SQL.
+    schema: String,
+    /// The ledger's identity, which stands in each offset that the job commits.
+    pub job: String,
+    pub cluster_id: String,
+    pub group_id: String,
+    pub topic: String,
+    pub topic_id: String,
+}
+
+/// A partition's progress as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub next_offset: i64,
+    pub last_output_to: i64,
+    pub epoch: i64,
+    pub metadata: String,
+}
+
+impl Progress {
+    /// Whether nothing has been committed since the partition was registered.
+    pub fn is_new(&self, job: &str) -> bool {
+        self.metadata == metadata(job, 0, Uuid::nil())
+    }
+}
+
+/// A claimed partition: its progress under the new epoch, its unconfirmed parts, and who may still write for it.
+#[derive(Debug)]
+pub struct Claimed {
+    pub partition: i32,
+    pub progress: Progress,
+    pub parts: Vec<PartHead>,
+    pub last_owner: Vec<String>,
+}
+
+/// A stored part without its chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartHead {
+    pub commit_id: Uuid,
+    pub partition: i32,
+    pub from: i64,
+    pub to: i64,
+    pub format: i32,
+    pub previous_metadata: String,
+    pub output_topic: String,
+    pub output_key: Option<String>,
+    pub letter_topic: String,
+}
+
+/// What a new part records beside its head.
+#[derive(Debug)]
+pub struct PartFacts {
+    pub rows: i64,
+    pub letters: i64,
+    pub outcomes: serde_json::Value,
+    pub triggered_at: std::time::SystemTime,
+    pub sql_hash: String,
+    pub sink_table: String,
+}
+
+/// One partition's step in an `advance`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub partition: i32,
+    pub epoch: i64,
+    pub from: i64,
+    pub to: i64,
+    pub has_output: bool,
+    pub metadata: String,
+}
+
+/// What a chunk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkKind {
+    Rows,
+    Letters,
+}
+
+impl ChunkKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            ChunkKind::Rows => "rows",
+            ChunkKind::Letters => "letters",
+        }
+    }
+}
+
+/// The ledger's DDL for a schema of this name.
+pub fn ddl(schema: &str) -> String {
+    SCHEMA.replace("{schema}", &quote(schema)).replace("{protocol}", &PROTOCOL.to_string())
+}
+
+/// Creates what is missing of the ledger. Nothing is changed, and no right to create is needed, where all is there.
+///
+/// # Errors
+/// [`Error::Postgres`]; without the right to create: with what an administrator has to run.
+pub async fn create(client: &Client, schema: &str) -> Result<()> {
+    let doing = format!("creating the ledger in schema {schema}");
+    let complete = client
+        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.letters", quote(schema))])
+        .await
+        .map_err(Error::postgres(format!("looking for the ledger in schema {schema}")))?;
+    if complete.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({DDL_LOCK}); {} COMMIT;", ddl(schema));
+    match client.batch_execute(&script).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Error::Halt {
+            what: format!(
+                "{doing}: {error}",
+                error = Error::Postgres { doing: "Postgres refused".into(), source: error }
+            ),
+            remedy: "let an administrator run what `dinnerbell init --print` shows, or grant CREATE on the database"
+                .into(),
+        }),
+        Err(error) => Err(Error::postgres(doing)(error)),
+    }
+}
+
+/// Settings that the protocol needs of each connection, whatever the server's defaults are.
+pub async fn prepare_session(client: &Client) -> Result<()> {
+    // A stopped process must not hold the row locks of its partitions: 10 s is longer than any honest pause.
+    client
+        .batch_execute(
+            "SET default_transaction_isolation = 'read committed'; \
+             SET idle_in_transaction_session_timeout = '10s'; \
+             SET statement_timeout = 0; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+        )
+        .await
+        .map_err(Error::postgres("setting up the Postgres session"))
+}
+
+impl Ledger {
+    /// Reads the ledger's identity and checks that it speaks this binary's protocol.
+    pub async fn open(
+        client: &Client,
+        schema: &str,
+        cluster_id: &str,
+        group_id: &str,
+        topic: &str,
+        topic_id: &str,
+    ) -> Result<Ledger> {
+        let quoted = quote(schema);
+        let row = client
+            .query_one(&format!("SELECT job::text, protocol FROM {quoted}.ledger"), &[])
+            .await
+            .map_err(Error::postgres(format!("reading the ledger in schema {schema}")))?;
+        let protocol: i32 = row.get(1);
+        if protocol != PROTOCOL {
+            return Err(Error::Halt {
+                what: format!("the ledger in schema {schema} speaks protocol {protocol}, this binary {PROTOCOL}"),
+                remedy:
+                    "run the version of dinnerbell that the ledger belongs to, or give this one another [ledger] schema"
+                        .into(),
+            });
+        }
+        Ok(Ledger {
+            schema: quoted,
+            job: row.get(0),
+            cluster_id: cluster_id.into(),
+            group_id: group_id.into(),
+            topic: topic.into(),
+            topic_id: topic_id.into(),
+        })
+    }
+
+    /// Partitions that have a progress row.
+    ///
+    /// # Errors
+    /// [`Error::Halt`] where the ledger knows the topic under another id: it was deleted and made anew.
+    pub async fn registered(&self, client: &Client) -> Result<Vec<i32>> {
+        let rows = client
+            .query(
+                &format!(
+                    "SELECT topic_id, partition FROM {}.progress WHERE cluster_id = $1 AND group_id = $2 AND topic = $3",
+                    self.schema
+                ),
+                &[&self.cluster_id, &self.group_id, &self.topic],
+            )
+            .await
+            .map_err(Error::postgres("reading the ledger's progress"))?;
+        let mut partitions = Vec::new();
+        for row in &rows {
+            let topic_id: String = row.get(0);
+            if topic_id != self.topic_id {
+                return Err(Error::Halt {
+                    what: format!(
+                        "topic {} is not the one that the ledger knows: it had id {topic_id}, now {}; it was deleted and made anew",
+                        self.topic, self.topic_id
+                    ),
+                    remedy: format!(
+                        "if the new topic shall be read from its start, delete the rows of topic id {topic_id} from the ledger's \
+                         progress, parts and chunks tables (unconfirmed parts are lost to the output topic with them)"
+                    ),
+                });
+            }
+            partitions.push(row.get(1));
+        }
+        Ok(partitions)
+    }
+
+    /// Registers partitions at their first offsets; those that are there already stay as they are.
+    pub async fn register(&self, client: &Client, starts: &[(i32, i64)]) -> Result<()> {
+        let partitions: Vec<i32> = starts.iter().map(|start| start.0).collect();
+        let offsets: Vec<i64> = starts.iter().map(|start| start.1).collect();
+        client
+            .execute(
+                &format!(
+                    "INSERT INTO {}.progress (cluster_id, group_id, topic_id, partition, topic, next_offset, last_output_to, epoch, metadata) \
+                     SELECT $1, $2, $3, p, $4, o, o, 0, $5 FROM unnest($6::int4[], $7::int8[]) AS start(p, o) \
+                     ON CONFLICT DO NOTHING",
+                    self.schema
+                ),
+                &[
+                    &self.cluster_id,
+                    &self.group_id,
+                    &self.topic_id,
+                    &self.topic,
+                    &self.metadata(0, Uuid::nil()),
+                    &partitions,
+                    &offsets,
+                ],
+            )
+            .await
+            .map_err(Error::postgres("registering partitions in the ledger"))?;
+        Ok(())
+    }
+
+    /// The string that goes with an offset into Kafka. An operator's reset erases it.
+    pub fn metadata(&self, epoch: i64, commit: Uuid) -> String {
+        metadata(&self.job, epoch, commit)
+    }
+
+    /// Takes partitions under a new epoch, in a short transaction of its own: from here on an `advance` of the last owner
+    /// is refused. The last owner's transactional ids stay in the row beside ours until [`Ledger::settle`] says that
+    /// they have been fenced: a crash in between must not lose them.
+    pub async fn take(&self, client: &Client, partitions: &[i32], ours: &[String]) -> Result<Vec<Claimed>> {
+        let doing = || Error::postgres("claiming partitions in the ledger");
+        client.batch_execute("BEGIN").await.map_err(doing())?;
+        let sql = format!(
+            "SELECT partition, next_offset, last_output_to, epoch, metadata, coalesce(transactional_ids, '{{}}') \
+             FROM {}.progress WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4) \
+             ORDER BY partition FOR UPDATE",
+            self.schema
+        );
+        let rows = client
+            .query(&sql, &[&self.cluster_id, &self.group_id, &self.topic_id, &partitions])
+            .await
+            .map_err(doing())?;
+        let sql = format!(
+            "UPDATE {}.progress SET epoch = epoch + 1, updated_at = now(), transactional_ids = \
+               (SELECT array_agg(DISTINCT id) FROM unnest(coalesce(transactional_ids, '{{}}') || $5::text[]) AS id) \
+             WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4)",
+            self.schema
+        );
+        client
+            .execute(&sql, &[&self.cluster_id, &self.group_id, &self.topic_id, &partitions, &ours])
+            .await
+            .map_err(doing())?;
+        let mut claimed: Vec<Claimed> = rows
+            .iter()
+            .map(|row| Claimed {
+                partition: row.get(0),
+                progress: Progress {
+                    next_offset: row.get(1),
+                    last_output_to: row.get(2),
+                    epoch: row.get::<_, i64>(3) + 1,
+                    metadata: row.get(4),
+                },
+                parts: Vec::new(),
+                last_owner: row.get(5),
+            })
+            .collect();
+        for part in self.parts(client, partitions).await? {
+            if let Some(owner) = claimed.iter_mut().find(|claimed| claimed.partition == part.partition) {
+                owner.parts.push(part);
+            }
+        }
+        client.batch_execute("COMMIT").await.map_err(doing())?;
+        Ok(claimed)
+    }
+
+    async fn parts(&self, client: &Client, partitions: &[i32]) -> Result<Vec<PartHead>> {
+        let sql = format!(
+            "SELECT commit_id, partition, from_offset, to_offset, format, previous_metadata, output_topic, output_key, letter_topic \
+             FROM {}.parts WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4) \
+             ORDER BY partition, from_offset",
+            self.schema
+        );
+        let rows = client
+            .query(&sql, &[&self.cluster_id, &self.group_id, &self.topic_id, &partitions])
+            .await
+            .map_err(Error::postgres("reading the ledger's stored parts"))?;
+        Ok(rows
+            .iter()
+            .map(|row| PartHead {
+                commit_id: row.get(0),
+                partition: row.get(1),
+                from: row.get(2),
+                to: row.get(3),
+                format: row.get(4),
+                previous_metadata: row.get(5),
+                output_topic: row.get(6),
+                output_key: row.get(7),
+                letter_topic: row.get(8),
+            })
+            .collect())
+    }
+
+    /// One chunk of a stored part; `None` past the last one.
+    pub async fn chunk(&self, client: &Client, part: &PartHead, number: i32) -> Result<Option<(ChunkKind, Vec<u8>)>> {
+        let sql = format!(
+            "SELECT kind, body FROM {}.chunks WHERE commit_id = $1 AND partition = $2 AND number = $3",
+            self.schema
+        );
+        let row = client
+            .query_opt(&sql, &[&part.commit_id, &part.partition, &number])
+            .await
+            .map_err(Error::postgres("reading a stored chunk"))?;
+        Ok(row.map(|row| {
+            let kind = if row.get::<_, &str>(0) == "letters" { ChunkKind::Letters } else { ChunkKind::Rows };
+            (kind, row.get(1))
+        }))
+    }
+
+    pub async fn insert_chunk(
+        &self,
+        client: &Client,
+        commit: Uuid,
+        partition: i32,
+        number: i32,
+        kind: ChunkKind,
+        body: &[u8],
+    ) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO {}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, $4, $5)",
+            self.schema
+        );
+        client
+            .execute(&sql, &[&commit, &partition, &number, &kind.as_str(), &body])
+            .await
+            .map_err(Error::postgres("storing a chunk in the ledger"))?;
+        Ok(())
+    }
+
+    pub async fn insert_part(&self, client: &Client, part: &PartHead, facts: &PartFacts) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO {}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, format, \
+               previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, output_key, letter_topic) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, $13, $14, $15, $16, $17, $18)",
+            self.schema
+        );
+        client
+            .execute(
+                &sql,
+                &[
+                    &part.commit_id,
+                    &self.cluster_id,
+                    &self.group_id,
+                    &self.topic_id,
+                    &part.partition,
+                    &part.from,
+                    &part.to,
+                    &part.format,
+                    &part.previous_metadata,
+                    &facts.rows,
+                    &facts.letters,
+                    &facts.outcomes.to_string(),
+                    &facts.triggered_at,
+                    &facts.sql_hash,
+                    &facts.sink_table,
+                    &part.output_topic,
+                    &part.output_key,
+                    &part.letter_topic,
+                ],
+            )
+            .await
+            .map_err(Error::postgres("storing a part in the ledger"))?;
+        Ok(())
+    }
+
+    /// Keeps a dead letter that no topic can take.
+    pub async fn insert_letter(
+        &self,
+        client: &Client,
+        partition: i32,
+        offset: i64,
+        facts: [&str; 4],
+        body: &[u8],
+    ) -> Result<()> {
+        let [topic, stage, path, reason] = facts;
+        let sql = format!(
+            "INSERT INTO {}.letters (cluster_id, group_id, topic_id, partition, \"offset\", topic, body, stage, path, reason) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            self.schema
+        );
+        client
+            .execute(
+                &sql,
+                &[
+                    &self.cluster_id,
+                    &self.group_id,
+                    &self.topic_id,
+                    &partition,
+                    &offset,
+                    &topic,
+                    &body,
+                    &stage,
+                    &path,
+                    &reason,
+                ],
+            )
+            .await
+            .map_err(Error::postgres("keeping an over-size dead letter in the ledger"))?;
+        Ok(())
+    }
+
+    /// Deletes parts whose Kafka commit was seen.
+    pub async fn delete_parts(&self, client: &Client, commits: &[(Uuid, i32)]) -> Result<()> {
+        if commits.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = commits.iter().map(|commit| commit.0).collect();
+        let partitions: Vec<i32> = commits.iter().map(|commit| commit.1).collect();
+        for table in ["chunks", "parts"] {
+            let sql = format!(
+                "DELETE FROM {}.{table} USING unnest($1::uuid[], $2::int4[]) AS done(id, p) WHERE commit_id = id AND partition = p",
+                self.schema
+            );
+            client.execute(&sql, &[&ids, &partitions]).await.map_err(Error::postgres("deleting confirmed parts"))?;
+        }
+        Ok(())
+    }
+
+    /// Moves partitions forward and commits the open transaction, as one message: the row locks live no longer than that.
+    /// `steps` in ascending order of partitions.
+    ///
+    /// # Errors
+    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`] without SQLSTATE where the outcome
+    /// is unknown. The server answers COMMIT of a failed transaction with ROLLBACK and no error; it cannot come to that
+    /// here, because `advance` fails first, and with it the message.
+    pub async fn advance_and_commit(&self, client: &Client, steps: &[Step]) -> Result<()> {
+        let list = |item: &dyn Fn(&Step) -> String| steps.iter().map(item).collect::<Vec<_>>().join(",");
+        let sql = format!(
+            "SELECT {}.advance({PROTOCOL}, {}, {}, {}, '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', ARRAY[{}]::text[]); COMMIT",
+            self.schema,
+            literal(&self.cluster_id),
+            literal(&self.group_id),
+            literal(&self.topic_id),
+            list(&|step| step.partition.to_string()),
+            list(&|step| step.epoch.to_string()),
+            list(&|step| step.from.to_string()),
+            list(&|step| step.to.to_string()),
+            list(&|step| step.has_output.to_string()),
+            list(&|step| literal(&step.metadata)),
+        );
+        let mut reply = std::pin::pin!(client.simple_query(&sql));
+        // The first poll hands the message over.
+        let outcome = match futures::poll!(&mut reply) {
+            std::task::Poll::Ready(outcome) => outcome,
+            std::task::Poll::Pending => {
+                crate::step!("S6");
+                reply.await
+            }
+        };
+        outcome.map(drop).map_err(|error| match error.code().map(SqlState::code) {
+            Some("DB001") => Error::Claim { what: Error::postgres("advancing in the ledger")(error).to_string() },
+            _ => Error::postgres("committing to Postgres")(error),
+        })
+    }
+
+    /// The claim is complete: nobody but us can write for these partitions any more.
+    pub async fn settle(&self, client: &Client, epochs: &[(i32, i64)], ours: &[String]) -> Result<()> {
+        self.set_owner(client, epochs, Some(ours)).await
+    }
+
+    /// Gives partitions up cleanly: nothing is unconfirmed and no transaction open, so the next owner need not fence us.
+    pub async fn release(&self, client: &Client, epochs: &[(i32, i64)]) -> Result<()> {
+        self.set_owner(client, epochs, None).await
+    }
+
+    /// Only under our own epochs: whoever has taken a partition since must keep what was noted then.
+    async fn set_owner(&self, client: &Client, epochs: &[(i32, i64)], ids: Option<&[String]>) -> Result<()> {
+        let partitions: Vec<i32> = epochs.iter().map(|epoch| epoch.0).collect();
+        let held: Vec<i64> = epochs.iter().map(|epoch| epoch.1).collect();
+        let sql = format!(
+            "UPDATE {}.progress SET transactional_ids = $6 FROM unnest($4::int4[], $5::int8[]) AS held(p, e) \
+             WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = p AND epoch = e",
+            self.schema
+        );
+        client
+            .execute(&sql, &[&self.cluster_id, &self.group_id, &self.topic_id, &partitions, &held, &ids])
+            .await
+            .map_err(Error::postgres("noting the owner of partitions in the ledger"))?;
+        Ok(())
+    }
+}
+
+fn metadata(job: &str, epoch: i64, commit: Uuid) -> String {
+    format!("{job};{epoch};{commit}")
+}
+
+fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// A string literal that holds whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{escaped}'")
+}
+
+#[cfg(test)]
+impl PartHead {
+    pub fn example(from: i64, to: i64, previous: &str) -> PartHead {
+        PartHead {
+            commit_id: Uuid::nil(),
+            partition: 0,
+            from,
+            to,
+            format: PART_FORMAT,
+            previous_metadata: previous.into(),
+            output_topic: "triggers".into(),
+            output_key: None,
+            letter_topic: "campaigns.dead_letters".into(),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Fills a lookup table: the user's query, run by Postgres, streamed out by binary COPY in a read-only transaction.
+
+use std::path::PathBuf;
+use std::pin::pin;
+
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use futures::TryStreamExt;
+use tokio_postgres::Client;
+use tokio_postgres::error::ErrorPosition;
+use tokio_postgres::types::Type;
+
+use super::copy::{CopyDecoder, TABLE_BATCH_ROWS, arrow_type};
+use super::table::LookupTable;
+use crate::{Error, Result};
+
+/// One file of `lookups/`: the query that Postgres runs to fill the lookup table `name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookupQuery {
+    pub name: String,
+    pub file: PathBuf,
+    pub sql: String,
+}
+
+/// Runs the query on `client`, which must not be used for anything else meanwhile. `progress` is told rows and bytes
+/// received so far, every 64k rows and at the end.
+///
+/// Errors: [`Error::Sql`] with file, line and column for what Postgres says about the query or for a column of a type
+/// that lookups do not know; [`Error::Postgres`] for everything else.
+pub async fn load(client: &Client, query: &LookupQuery, progress: impl FnMut(u64, u64)) -> Result<LookupTable> {
+    let doing = || format!("loading the lookup table {}", query.name);
+    client.batch_execute("BEGIN READ ONLY").await.map_err(Error::postgres(doing()))?;
+    let loaded = copy_out(client, query, progress).await;
+    let end = if loaded.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = client.batch_execute(end).await.map_err(Error::postgres(doing()));
+    let table = loaded?;
+    ended?;
+    Ok(table)
+}
+
+async fn copy_out(client: &Client, query: &LookupQuery, mut progress: impl FnMut(u64, u64)) -> Result<LookupTable> {
+    let doing = || format!("loading the lookup table {}", query.name);
+    let columns = columns(client, query).await?;
+    let mut decoder = CopyDecoder::new(&columns).map_err(|problem| in_file(query, problem))?;
+
+    // The newline ends a comment on the query's last line.
+    let copy = format!("COPY (\n{}\n) TO STDOUT (FORMAT binary)", without_semicolon(&query.sql));
+    let stream = client.copy_out(&copy).await.map_err(Error::postgres(doing()))?;
+    let mut stream = pin!(stream);
+    let mut bytes = 0;
+    let mut told = 0;
+    while let Some(chunk) = stream.try_next().await.map_err(Error::postgres(doing()))? {
+        decoder.feed(&chunk).map_err(|problem| in_file(query, problem))?;
+        bytes += chunk.len() as u64;
+        if decoder.rows() - told >= TABLE_BATCH_ROWS as u64 {
+            told = decoder.rows();
+            progress(told, bytes);
+        }
+    }
+    progress(decoder.rows(), bytes);
+    let (schema, batches) = decoder.finish().map_err(|problem| in_file(query, problem))?;
+    Ok(LookupTable::new(&query.name, schema, batches))
+}
+
+/// Names and types of the query's columns, as Postgres sees them.
+async fn columns(client: &Client, query: &LookupQuery) -> Result<Vec<(String, Type)>> {
+    let statement = client.prepare(&query.sql).await.map_err(|error| refused(query, error))?;
+    let mut columns: Vec<(String, Type)> = Vec::new();
+    for column in statement.columns() {
+        let (name, kind) = (column.name().to_owned(), column.type_().clone());
+        if arrow_type(&kind).is_none() {
+            return Err(Error::Sql {
+                file: query.file.clone(),
+                line: None,
+                column: None,
+                problem: format!("column {name} is of type {kind}, which a lookup table cannot hold"),
+                remedy: format!("cast it to text: {name}::text AS {name}"),
+            });
+        }
+        if columns.iter().any(|(other, _)| *other == name) {
+            return Err(in_file(query, format!("two columns are named {name}: give one of them another name with AS")));
+        }
+        columns.push((name, kind));
+    }
+    if columns.is_empty() {
+        return Err(Error::Sql {
+            file: query.file.clone(),
+            line: None,
+            column: None,
+            problem: "this returns no columns".into(),
+            remedy: "write one SELECT; its rows are the lookup table".into(),
+        });
+    }
+    Ok(columns)
+}
+
+fn in_file(query: &LookupQuery, problem: String) -> Error {
+    Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
+}
+
+/// What the server says about the query is the file's error; a broken connection is not.
+fn refused(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
+    let Some(db) = error.as_db_error() else {
+        return Error::Postgres { doing: format!("preparing the lookup query {}", query.name), source: error };
+    };
+    let Some(ErrorPosition::Original(position)) = db.position() else {
+        return Error::Postgres { doing: format!("preparing {}", query.file.display()), source: error };
+    };
+    let (line, column) = line_and_column(&query.sql, *position as usize);
+    let mut problem = format!("Postgres says: {} (SQLSTATE {})", db.message(), db.code().code());
+    if let Some(detail) = db.detail() {
+        problem.push_str("; ");
+        problem.push_str(detail);
+    }
+    let remedy = db.hint().unwrap_or("correct the query; it runs in Postgres, as the job's user").to_owned();
+    Error::Sql { file: query.file.clone(), line: Some(line), column: Some(column), problem, remedy }
+}
+
+/// Line and column, from 1, of the `position`th character, from 1.
+fn line_and_column(text: &str, position: usize) -> (u64, u64) {
+    let (mut line, mut column) = (1, 1);
+    for character in text.chars().take(position.saturating_sub(1)) {
+        if character == '\n' {
+            line += 1;
+            column = 1;
+        } else {
+            column += 1;
+        }
+    }
+    (line, column)
+}
+
+/// The query without the semicolon that may end it; one in a string or a comment is none.
+fn without_semicolon(sql: &str) -> String {
+    let Ok(tokens) = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location() else {
+        return sql.to_owned();
+    };
+    let last = tokens.iter().rev().find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
+    let Some(last) = last.filter(|token| token.token == Token::SemiColon) else { return sql.to_owned() };
+    let (line, column) = (last.span.start.line, last.span.start.column);
+    let mut lines: Vec<String> = sql.split('\n').map(str::to_owned).collect();
+    if let Some(text) = usize::try_from(line).ok().and_then(|line| lines.get_mut(line.wrapping_sub(1))) {
+        let at = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
+        *text = text.chars().enumerate().map(|(i, c)| if i == at && c == ';' { ' ' } else { c }).collect();
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_semicolon_goes() {
+        assert_eq!(without_semicolon("SELECT ';' ; -- done;\n"), "SELECT ';'   -- done;\n");
+        assert_eq!(without_semicolon("SELECT 'é' AS \"a;\";"), "SELECT 'é' AS \"a;\" ");
+        assert_eq!(without_semicolon("SELECT 1 -- a;"), "SELECT 1 -- a;");
+    }
+
+    #[test]
+    fn positions_count_characters_from_one() {
+        assert_eq!(line_and_column("é\nab", 1), (1, 1));
+        assert_eq!(line_and_column("é\nab", 4), (2, 2));
+    }
+}

@@ -1,0 +1,128 @@
+//! The current lookup tables and their refresh: all of them are loaded anew, then swapped in whole.
+//!
+//! A refresh that fails keeps the old set: a job with lookup rows an hour old is worth more than none. It says so once,
+//! with the set's age, until one succeeds. What this does not do: it never merges, and it never waits for anybody.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use super::load::{LookupQuery, load};
+use super::table::{LookupSet, LookupTable};
+use crate::{Error, Result};
+
+/// Size and age of one lookup table, for metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LookupStatus {
+    pub name: String,
+    pub rows: u64,
+    pub bytes: u64,
+    pub age: Duration,
+}
+
+/// The current set of lookup tables, shared by all lanes of the process.
+#[derive(Debug)]
+pub struct Lookups {
+    queries: Vec<LookupQuery>,
+    current: watch::Sender<LookupSet>,
+}
+
+impl Lookups {
+    /// Loads every table for the first time. `progress` is told the table's name, rows and bytes so far.
+    pub async fn load(
+        client: &Client,
+        queries: Vec<LookupQuery>,
+        progress: impl FnMut(&str, u64, u64),
+    ) -> Result<Lookups> {
+        let set = load_all(client, &queries, progress).await?;
+        Ok(Lookups { queries, current: watch::Sender::new(set) })
+    }
+
+    /// The set as it is now. Take it once per micro-batch: a swap must not happen in the middle of one.
+    pub fn current(&self) -> LookupSet {
+        self.current.borrow().clone()
+    }
+
+    pub fn status(&self) -> Vec<LookupStatus> {
+        let set = self.current();
+        let status = |table: &LookupTable| LookupStatus {
+            name: table.name.clone(),
+            rows: table.rows,
+            bytes: table.bytes,
+            age: table.loaded_at.elapsed(),
+        };
+        set.tables().map(|table| status(table)).collect()
+    }
+
+    /// Refreshes every `interval`, until dropped. `connect` gives a connected client each time, its connection already
+    /// driven by a task; `refreshed` is told what was swapped in.
+    pub async fn refresh_forever<C, F, K>(&self, interval: Duration, connect: C, refreshed: impl Fn(&[LookupStatus]))
+    where
+        C: Fn() -> F,
+        F: Future<Output = Result<K>>,
+        K: Deref<Target = Client>,
+    {
+        let mut failing = false;
+        loop {
+            tokio::time::sleep(interval).await;
+            let outcome = self.refresh(&connect).await;
+            if outcome.is_ok() {
+                refreshed(&self.status());
+            }
+            match outcome {
+                Ok(()) if failing => {
+                    failing = false;
+                    tracing::info!("the lookup tables are fresh again");
+                }
+                Ok(()) => {}
+                Err(error) if failing => tracing::debug!(%error, "the lookup refresh fails still"),
+                Err(error) => {
+                    failing = true;
+                    let age = self.status().iter().map(|table| table.age).max().unwrap_or_default();
+                    let age = humantime::format_duration(Duration::from_secs(age.as_secs())).to_string();
+                    tracing::warn!(%error, age, "the lookup refresh failed; the tables loaded before stay in use");
+                }
+            }
+        }
+    }
+
+    /// Loads all tables and swaps them in, or changes nothing.
+    pub async fn refresh<C, F, K>(&self, connect: &C) -> Result<()>
+    where
+        C: Fn() -> F,
+        F: Future<Output = Result<K>>,
+        K: Deref<Target = Client>,
+    {
+        let client = connect().await?;
+        let set = load_all(&client, &self.queries, |_, _, _| {}).await?;
+        let old = self.current();
+        for (query, table) in self.queries.iter().filter_map(|query| Some((query, set.get(&query.name)?))) {
+            if old.get(&query.name).is_some_and(|old| old.schema != table.schema) {
+                return Err(Error::Sql {
+                    file: query.file.clone(),
+                    line: None,
+                    column: None,
+                    problem: "the columns or types of its result have changed since the job began".into(),
+                    remedy: "restart the job, so that triggers.sql is checked against them".into(),
+                });
+            }
+        }
+        self.current.send_replace(set);
+        Ok(())
+    }
+}
+
+async fn load_all(
+    client: &Client,
+    queries: &[LookupQuery],
+    mut progress: impl FnMut(&str, u64, u64),
+) -> Result<LookupSet> {
+    let mut tables = Vec::with_capacity(queries.len());
+    for query in queries {
+        tables.push(load(client, query, |rows, bytes| progress(&query.name, rows, bytes)).await?);
+    }
+    Ok(LookupSet::new(tables))
+}

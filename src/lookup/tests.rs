@@ -1,0 +1,141 @@
+//! Against a real Postgres, named by DATABASE_URL: `cargo test --lib lookup -- --ignored`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, TimeUnit};
+use tokio_postgres::{Client, NoTls};
+
+use super::*;
+use crate::{Error, Result};
+
+async fn connect() -> Result<Client> {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.map_err(Error::postgres("connecting"))?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn query(name: &str, sql: &str) -> LookupQuery {
+    LookupQuery { name: name.to_owned(), file: PathBuf::from(format!("lookups/{name}.sql")), sql: sql.to_owned() }
+}
+
+async fn refusal(sql: &str) -> String {
+    let client = connect().await.expect("a server");
+    let error = load(&client, &query("t", sql), |_, _| {}).await.expect_err("it is refused");
+    format!("{error} | {}", error.remedy().unwrap_or_default())
+}
+
+#[tokio::test]
+#[ignore = "needs DATABASE_URL"]
+async fn every_type_and_a_trailing_comment() {
+    let client = connect().await.expect("a server");
+    let sql = "SELECT 'é'::text AS a, 'b'::varchar AS b, 'c'::char(3) AS c, 'd'::name AS d, 1::int2 AS e, 2::int4 AS f,
+        3::int8 AS g, 1.5::float4 AS h, 2.5::float8 AS i, true AS j, '2022-07-31'::date AS k,
+        '2022-07-31 22:00:28'::timestamp AS l, '2022-07-31 22:00:28+00'::timestamptz AS m,
+        '023e4567-e89b-12d3-a456-426614174000'::uuid AS n, NULL::text AS o, ';' AS p; -- the end;";
+    let table = load(&client, &query("t", sql), |_, _| {}).await.expect("it loads");
+    let [batch] = table.batches.as_slice() else { panic!("{} batches", table.batches.len()) };
+    let json = {
+        let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
+        writer.write(batch).expect("json");
+        String::from_utf8(writer.into_inner()).expect("utf-8")
+    };
+    assert_eq!(
+        json.trim(),
+        r#"{"a":"é","b":"b","c":"c  ","d":"d","e":1,"f":2,"g":3,"h":1.5,"i":2.5,"j":true,"k":"2022-07-31","l":"2022-07-31T22:00:28","m":"2022-07-31T22:00:28Z","n":"023e4567-e89b-12d3-a456-426614174000","p":";"}"#
+    );
+    assert_eq!(batch.schema().field(0).data_type(), &DataType::Utf8View);
+    assert_eq!(
+        batch.schema().field(12).data_type(),
+        &DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()))
+    );
+    assert_eq!((table.rows, table.name.as_str()), (1, "t"));
+}
+
+#[tokio::test]
+#[ignore = "needs DATABASE_URL"]
+async fn what_postgres_refuses_has_a_place_in_the_file() {
+    assert_eq!(
+        refusal("SELECT 1 AS a,\n  nam FROM pg_database;").await,
+        "lookups/t.sql:2:3: Postgres says: column \"nam\" does not exist (SQLSTATE 42703) | \
+         correct the query; it runs in Postgres, as the job's user"
+    );
+    assert_eq!(
+        refusal("SELECT 1.5 AS price").await,
+        "lookups/t.sql: column price is of type numeric, which a lookup table cannot hold | \
+         cast it to text: price::text AS price"
+    );
+    let two = refusal("SELECT 1; SELECT 2").await;
+    assert!(two.contains("cannot insert multiple commands"), "{two}");
+    let none = refusal("-- nothing\n").await;
+    assert!(none.contains("this returns no columns"), "{none}");
+}
+
+#[tokio::test]
+#[ignore = "needs DATABASE_URL"]
+async fn a_lookup_cannot_write() {
+    let client = connect().await.expect("a server");
+    client.batch_execute("CREATE TEMP SEQUENCE s").await.expect("a sequence");
+    client.batch_execute("CREATE TABLE IF NOT EXISTS lookup_target (a int)").await.expect("a table");
+    let sql = "WITH x AS (INSERT INTO lookup_target VALUES (1) RETURNING a) SELECT a FROM x";
+    let error = load(&client, &query("t", sql), |_, _| {}).await.expect_err("it writes");
+    assert!(error.to_string().contains("read-only transaction"), "{error}");
+    // The transaction is over: the same client can go on.
+    load(&client, &query("t", "SELECT 1 AS a"), |_, _| {}).await.expect("it loads");
+    client.batch_execute("DROP TABLE lookup_target").await.expect("gone");
+}
+
+#[tokio::test]
+#[ignore = "needs DATABASE_URL"]
+async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
+    let boxed = || async { connect().await.map(Box::new) };
+    let client = connect().await.expect("a server");
+    client
+        .batch_execute("DROP TABLE IF EXISTS refreshed; CREATE TABLE refreshed AS SELECT 'a' AS a")
+        .await
+        .expect("ok");
+    let queries = vec![query("one", "SELECT a FROM refreshed"), query("two", "SELECT a FROM refreshed")];
+    let lookups = Lookups::load(&client, queries, |_, _, _| {}).await.expect("it loads");
+    let first = lookups.current();
+    client.batch_execute("INSERT INTO refreshed VALUES ('b')").await.expect("ok");
+    lookups.refresh(&boxed).await.expect("it refreshes");
+    let second = lookups.current();
+    assert_ne!(first.version(), second.version());
+    assert_eq!((first.get("one").expect("one").rows, second.get("two").expect("two").rows), (1, 2));
+
+    client.batch_execute("ALTER TABLE refreshed ALTER a TYPE int4 USING 1").await.expect("ok");
+    let error = lookups.refresh(&boxed).await.expect_err("another type");
+    assert!(error.to_string().contains("have changed"), "{error}");
+    client.batch_execute("DROP TABLE refreshed").await.expect("ok");
+    lookups.refresh(&boxed).await.expect_err("no table");
+    assert_eq!(lookups.current().version(), second.version());
+    assert_eq!(lookups.status().iter().map(|table| table.rows).collect::<Vec<_>>(), [2, 2]);
+
+    let broken = || async { Err::<Box<Client>, _>(Error::Away { what: "nobody is there".into() }) };
+    let forever = lookups.refresh_forever(Duration::from_millis(5), broken, |_| {});
+    tokio::time::timeout(Duration::from_millis(50), forever).await.expect_err("it goes on failing");
+    assert_eq!(lookups.current().version(), second.version(), "it keeps the set");
+}
+
+#[tokio::test]
+#[ignore = "needs DATABASE_URL; LOOKUP_ROWS says how many"]
+async fn a_big_table_loads() {
+    let rows: u64 = std::env::var("LOOKUP_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
+    let client = connect().await.expect("a server");
+    let sql = format!(
+        "SELECT '123e4567-e89b-12d3-a456-' || lpad((i % 1000)::text, 12, '0') AS restaurant_id,
+                '023e4567-e89b-12d3-a456-' || lpad(i::text, 12, '0') AS client_id FROM generate_series(1, {rows}) i"
+    );
+    let (started, mut calls) = (Instant::now(), 0);
+    let table = load(&client, &query("big", &sql), |_, _| calls += 1).await.expect("it loads");
+    println!("{} rows, {} MiB, {:?}, {calls} calls", table.rows, table.bytes >> 20, started.elapsed());
+    assert_eq!(table.rows, rows);
+    assert!(calls > 1);
+    let last = table.batches.last().expect("batches");
+    let clients = last.column(1).as_string_view();
+    assert_eq!(clients.value(clients.len() - 1), format!("023e4567-e89b-12d3-a456-{rows:012}"));
+    // 16 bytes a view, and 36 for each client; restaurants repeat and are kept once a batch.
+    assert!(table.bytes < rows * (16 + 16 + 36) * 5 / 4, "{} bytes", table.bytes);
+}

@@ -1,0 +1,250 @@
+//! The Kafka sink: transactional producers, and the thread that turns rows into records.
+//!
+//! Every call blocks; async callers go through [`kafka::blocking`]. A producer that is dropped in the middle of a
+//! transaction leaves it open: the next `init_transactions` of the same transactional id aborts it at once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::client::Client;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header as RecordHeader, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::util::Timeout;
+
+use crate::dead_letter::Letter;
+use crate::error::{Action, Error, Result};
+use crate::kafka;
+
+/// How long one wait for acknowledgements lasts before the next look: a commit must not wait for a tick of rust-rdkafka's
+/// own flush, which polls every 100 ms.
+const ACK_POLL: Duration = Duration::from_millis(1);
+
+/// What a record costs beside key, value and headers, at most: batch header 61, record header with varints 21 or less.
+const RECORD_OVERHEAD: usize = 128;
+
+/// A transactional producer whose `init_transactions` has succeeded.
+pub struct Producer {
+    producer: BaseProducer<Failures>,
+    pub transactional_id: String,
+}
+
+/// One offset to commit, with the metadata string that names the commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsetCommit {
+    pub partition: i32,
+    pub offset: i64,
+    pub metadata: String,
+}
+
+impl Producer {
+    /// Creates the producer and fences all earlier ones of this transactional id; what they left open is aborted.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] where the broker refuses or does not answer in time.
+    pub fn open(user: &BTreeMap<String, String>, transactional_id: &str) -> Result<Producer> {
+        let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
+        let mut user = user.clone();
+        for (key, value) in [
+            ("queue.buffering.max.kbytes", "65536"),
+            ("queue.buffering.max.messages", "1000000"),
+            ("linger.ms", "5"),
+            ("compression.type", "lz4"),
+        ] {
+            user.entry(key.into()).or_insert_with(|| value.into());
+        }
+        let owned = [
+            ("transactional.id", transactional_id),
+            ("transaction.timeout.ms", &timeout),
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("delivery.report.only.error", "true"),
+        ];
+        let doing = format!("opening the transactional producer {transactional_id}");
+        let producer: BaseProducer<Failures> = kafka::client_config(&user, &owned)
+            .create_with_context(Failures::default())
+            .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
+        if let Err(error) = producer.init_transactions(Timeout::After(kafka::CALL_TIMEOUT)) {
+            return Err(producer.context().explain(doing, error));
+        }
+        Ok(Producer { producer, transactional_id: transactional_id.into() })
+    }
+
+    pub fn client(&self) -> &Client<impl ClientContext + use<>> {
+        self.producer.client()
+    }
+
+    pub fn begin(&self) -> Result<()> {
+        self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
+    }
+
+    /// Hands one record to librdkafka, waiting where its queue is full.
+    ///
+    /// # Errors
+    /// What librdkafka says of the record, or of an earlier one.
+    pub fn produce(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: Option<OwnedHeaders>,
+    ) -> Result<()> {
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+        record.key = key;
+        record.payload = value;
+        record.headers = headers;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
+                    record = returned;
+                    self.producer.poll(ACK_POLL);
+                    self.producer.context().check(topic)?;
+                }
+                Err((error, _)) => return Err(self.producer.context().explain(format!("producing to {topic}"), error)),
+            }
+        }
+    }
+
+    /// Waits until Kafka has acknowledged every record of the transaction.
+    ///
+    /// # Errors
+    /// The first record's that failed; [`Error::Away`] after `limit`.
+    pub fn acknowledged(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        // Sends what lingers at once; its own wait is of no use here.
+        let _ = self.producer.flush(Duration::ZERO);
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(ACK_POLL);
+            self.producer.context().check("the transaction")?;
+            if Instant::now() > deadline {
+                return Err(Error::Away { what: format!("Kafka acknowledged no records for {limit:?}") });
+            }
+        }
+        self.producer.poll(Duration::ZERO);
+        self.producer.context().check("the transaction")
+    }
+
+    /// Adds offsets to the transaction under a membership captured by the polling thread.
+    pub fn send_offsets(&self, topic: &str, offsets: &[OffsetCommit], group: &ConsumerGroupMetadata) -> Result<()> {
+        let mut list = TopicPartitionList::new();
+        for commit in offsets {
+            let mut element = list.add_partition(topic, commit.partition);
+            element.set_offset(Offset::Offset(commit.offset)).map_err(Error::kafka(format!(
+                "committing offset {} of {topic}[{}]",
+                commit.offset, commit.partition
+            )))?;
+            element.set_metadata(&commit.metadata);
+        }
+        self.producer
+            .send_offsets_to_transaction(&list, group, Timeout::After(kafka::CALL_TIMEOUT))
+            .map_err(Error::kafka("adding offsets to the Kafka transaction"))
+    }
+
+    /// Ends the transaction. Without a time limit: past this call only the broker knows the outcome, and an abort after
+    /// it would be a guess.
+    pub fn commit(&self) -> Result<()> {
+        self.producer.commit_transaction(Timeout::Never).map_err(|error| Error::Claim {
+            what: format!("committing the Kafka transaction of {}: {error}", self.transactional_id),
+        })
+    }
+
+    /// Aborts a transaction whose commit was never attempted.
+    pub fn abort(&self) -> Result<()> {
+        let outcome = self.producer.abort_transaction(Timeout::Never);
+        self.producer.context().clear();
+        outcome.map_err(Error::kafka("aborting a Kafka transaction"))
+    }
+}
+
+/// What Kafka said of records that it did not take, the first one kept.
+#[derive(Default)]
+struct Failures {
+    record: Mutex<Option<KafkaError>>,
+    client: Mutex<Option<KafkaError>>,
+}
+
+impl Failures {
+    fn check(&self, topic: &str) -> Result<()> {
+        match self.record.lock().ok().and_then(|mut failure| failure.take()) {
+            Some(error) => Err(self.explain(format!("producing to {topic}"), error)),
+            None => Ok(()),
+        }
+    }
+
+    fn clear(&self) {
+        if let Ok(mut failure) = self.record.lock() {
+            *failure = None;
+        }
+    }
+
+    /// The client's own trouble, such as refused credentials, says more than the time-out that follows from it.
+    fn explain(&self, doing: String, error: KafkaError) -> Error {
+        let cause = self.client.lock().ok().and_then(|mut cause| cause.take());
+        match cause {
+            Some(cause) if Error::kafka("")(cause.clone()).action() == Action::Halt => Error::kafka(doing)(cause),
+            _ => Error::kafka(doing)(error),
+        }
+    }
+}
+
+impl ClientContext for Failures {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log_librdkafka(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason, "producer");
+        if let Ok(mut cause) = self.client.lock() {
+            *cause = Some(error);
+        }
+    }
+}
+
+impl ProducerContext for Failures {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        if let (Err((error, _)), Ok(mut failure)) = (result, self.record.lock()) {
+            failure.get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+/// Where a part's records go, and how large one may be there.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    pub topic: Arc<str>,
+    /// The topic's `max.message.bytes`.
+    pub max_record_bytes: usize,
+}
+
+impl Destination {
+    /// Whether a record of these parts is sure to fit, uncompressed and alone in its batch.
+    pub fn fits(&self, key: Option<&[u8]>, value: Option<&[u8]>, headers: usize) -> bool {
+        let size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) + headers + RECORD_OVERHEAD;
+        size <= self.max_record_bytes
+    }
+
+    pub fn fits_letter(&self, letter: &Letter) -> bool {
+        // A header costs its name, its value and two varints.
+        let headers =
+            letter.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len) + 10).sum();
+        self.fits(letter.key.as_deref(), letter.value.as_deref(), headers)
+    }
+}
+
+/// Produces a dead letter, whose headers are the original's and then ours.
+pub fn produce_letter(producer: &Producer, topic: &str, letter: &Letter) -> Result<()> {
+    let headers = &letter.headers;
+    let mut owned = OwnedHeaders::new_with_capacity(headers.len());
+    for (name, value) in headers {
+        owned = owned.insert(RecordHeader { key: name, value: value.as_deref() });
+    }
+    producer.produce(topic, letter.key.as_deref(), letter.value.as_deref(), Some(owned))
+}

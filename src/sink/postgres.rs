@@ -1,0 +1,247 @@
+//! The Postgres sink: rows by COPY BINARY, and after each slice of rows their stored chunk, on one connection and in the
+//! transaction that the caller has opened.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::SchemaRef;
+use bytes::{Bytes, BytesMut};
+use futures::SinkExt;
+use tokio::sync::mpsc;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, CopyInSink, Statement};
+use uuid::Uuid;
+
+use super::Piece;
+use crate::dead_letter;
+use crate::encode::chunk;
+use crate::encode::copy::{self, CopyEncoder};
+use crate::error::{Error, Result};
+use crate::ledger::store::{ChunkKind, Ledger};
+
+/// Rows in one COPY and at most in one stored chunk: large enough that the statements around it cost nothing, small
+/// enough (some 10 MB of views and bytes) that a campaign with ten million subscribers needs no more memory than this.
+const SLICE_ROWS: usize = 65_536;
+
+/// How the sink table is written: fixed for the life of a job.
+#[derive(Debug, Clone)]
+pub struct CopyPlan {
+    pub statement: String,
+    /// The table's name for messages.
+    pub table: String,
+    pub schema: SchemaRef,
+    /// The columns' types in Postgres, in the schema's order.
+    pub types: Vec<Type>,
+}
+
+/// What one commit has written, per part.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    pub rows: i64,
+    pub letters: i64,
+    chunks: i32,
+}
+
+/// Writes one commit's pieces.
+pub struct Writer<'a> {
+    client: &'a Client,
+    ledger: &'a Ledger,
+    plan: &'a CopyPlan,
+    copy: Statement,
+    commit: Uuid,
+    partitions: &'a [i32],
+    written: Vec<Written>,
+    slice: Vec<(usize, RecordBatch)>,
+    slice_rows: usize,
+    started: bool,
+}
+
+impl<'a> Writer<'a> {
+    /// `partitions` names the partition of each part.
+    pub async fn new(
+        client: &'a Client,
+        ledger: &'a Ledger,
+        plan: &'a CopyPlan,
+        commit: Uuid,
+        partitions: &'a [i32],
+    ) -> Result<Writer<'a>> {
+        let copy = client
+            .prepare(&plan.statement)
+            .await
+            .map_err(Error::postgres(format!("preparing the COPY into {}", plan.table)))?;
+        let written = vec![Written::default(); partitions.len()];
+        Ok(Writer {
+            client,
+            ledger,
+            plan,
+            copy,
+            commit,
+            partitions,
+            written,
+            slice: Vec::new(),
+            slice_rows: 0,
+            started: false,
+        })
+    }
+
+    /// Writes all that comes, and checks deferred constraints at the end. Nothing is committed.
+    ///
+    /// # Errors
+    /// [`Error::Postgres`]; whether it is a refusal of the rows is for [`refusal`] to say.
+    pub async fn write(mut self, mut inbox: mpsc::Receiver<Piece>) -> Result<(Vec<Written>, f64)> {
+        let began = Instant::now();
+        let mut next = inbox.recv().await;
+        while let Some(piece) = next {
+            match piece {
+                Piece::Letters { part, letters } => {
+                    self.store(part, ChunkKind::Letters, &dead_letter::to_record_batch(&letters)?).await?;
+                    self.written[part].letters += letters.len() as i64;
+                    next = inbox.recv().await;
+                }
+                Piece::Rows { part, batch, .. } => next = self.slice(part, batch, &mut inbox).await?,
+            }
+        }
+        self.client
+            .batch_execute("SET CONSTRAINTS ALL IMMEDIATE")
+            .await
+            .map_err(Error::postgres(format!("checking the constraints of {}", self.plan.table)))?;
+        Ok((self.written, began.elapsed().as_secs_f64()))
+    }
+
+    /// One COPY: this batch and those after it, until the slice is full or something else comes, which is returned.
+    async fn slice(
+        &mut self,
+        part: usize,
+        batch: RecordBatch,
+        inbox: &mut mpsc::Receiver<Piece>,
+    ) -> Result<Option<Piece>> {
+        let mut copy = Copy::begin(self.client, &self.copy, self.plan).await?;
+        let mut next = Some(Piece::Rows { part, batch, messages: None });
+        while let Some(Piece::Rows { part, batch, .. }) = next {
+            copy.rows(&batch).await?;
+            self.slice_rows += batch.num_rows();
+            self.slice.push((part, batch));
+            if !self.started {
+                self.started = true;
+                crate::step!("S3");
+            }
+            if self.slice_rows >= SLICE_ROWS {
+                next = None;
+                break;
+            }
+            next = inbox.recv().await;
+        }
+        let copied = copy.finish().await?;
+        self.end_slice(copied).await?;
+        Ok(match next {
+            None => inbox.recv().await,
+            other => other,
+        })
+    }
+
+    async fn end_slice(&mut self, copied: u64) -> Result<()> {
+        if copied != self.slice_rows as u64 {
+            return Err(Error::Halt {
+                what: format!("Postgres copied {copied} rows of {} into {}", self.slice_rows, self.plan.table),
+                remedy:
+                    "a trigger or rule of the table swallows rows: the two sinks would differ. Remove it, or write to \
+                         another table"
+                        .into(),
+            });
+        }
+        let slice = std::mem::take(&mut self.slice);
+        self.slice_rows = 0;
+        for run in slice.chunk_by(|a, b| a.0 == b.0) {
+            let part = run[0].0;
+            let schema = run[0].1.schema();
+            let rows = concat_batches(&schema, run.iter().map(|(_, batch)| batch))
+                .map_err(|error| Error::engine("gathering a stored chunk")(error.into()))?;
+            self.written[part].rows += rows.num_rows() as i64;
+            self.store(part, ChunkKind::Rows, &rows).await?;
+        }
+        crate::step!("S4");
+        Ok(())
+    }
+
+    async fn store(&mut self, part: usize, kind: ChunkKind, batch: &RecordBatch) -> Result<()> {
+        let body = chunk::pack(batch)?;
+        let number = self.written[part].chunks;
+        self.written[part].chunks += 1;
+        self.ledger.insert_chunk(self.client, self.commit, self.partitions[part], number, kind, &body).await
+    }
+}
+
+/// One COPY BINARY under way. Dropped before [`Copy::finish`], it is cancelled.
+pub struct Copy {
+    sink: Pin<Box<CopyInSink<Bytes>>>,
+    encoder: CopyEncoder,
+    buffer: BytesMut,
+    table: String,
+}
+
+impl Copy {
+    pub async fn begin(client: &Client, statement: &Statement, plan: &CopyPlan) -> Result<Copy> {
+        let sink = client
+            .copy_in::<_, Bytes>(statement)
+            .await
+            .map_err(Error::postgres(format!("copying rows into {}", plan.table)))?;
+        let encoder = CopyEncoder::new(&plan.schema, &plan.types)?;
+        let mut buffer = BytesMut::new();
+        copy::header(&mut buffer);
+        Ok(Copy { sink: Box::pin(sink), encoder, buffer, table: plan.table.clone() })
+    }
+
+    pub async fn rows(&mut self, batch: &RecordBatch) -> Result<()> {
+        for chunk in self.encoder.chunks(batch, &mut self.buffer)? {
+            self.sink.send(chunk?).await.map_err(Error::postgres(format!("copying rows into {}", self.table)))?;
+        }
+        Ok(())
+    }
+
+    /// The number of rows that Postgres says it has copied.
+    pub async fn finish(self) -> Result<u64> {
+        let Copy { mut sink, mut buffer, table, .. } = self;
+        let doing = || Error::postgres(format!("copying rows into {table}"));
+        copy::trailer(&mut buffer);
+        sink.send(buffer.freeze()).await.map_err(doing())?;
+        sink.as_mut().finish().await.map_err(doing())
+    }
+}
+
+/// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54)
+/// and what a trigger raises (P0). Not the rows' fault: an exhausted sequence, or a unique key over columns that the job
+/// does not write, such as a serial id whose sequence lags behind.
+pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
+    let Error::Postgres { source, .. } = error else { return None };
+    let db = source.as_db_error()?;
+    let code = db.code().code();
+    if !matches!(&code[..2], "22" | "23" | "54" | "P0") || code == "2200H" {
+        return None;
+    }
+    if code == "23505" && !key_columns(db.detail()).is_some_and(|key| key.iter().any(|column| columns.contains(column)))
+    {
+        return None;
+    }
+    Some(error.to_string())
+}
+
+/// The columns in `Key (a, b)=(1, 2) already exists.`
+fn key_columns(detail: Option<&str>) -> Option<Vec<String>> {
+    let (_, rest) = detail?.split_once('(')?;
+    let (columns, _) = rest.split_once(")=")?;
+    Some(columns.split(", ").map(|column| column.trim_matches('"').to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_of_a_violated_key_are_read() {
+        assert_eq!(key_columns(Some("Key (id)=(1) already exists.")), Some(vec!["id".into()]));
+        assert_eq!(key_columns(Some("Key (a, \"B c\")=(1, 2) already exists.")), Some(vec!["a".into(), "B c".into()]));
+        assert_eq!(key_columns(Some("something else")), None);
+    }
+}

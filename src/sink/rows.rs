@@ -1,0 +1,108 @@
+//! Output rows as Kafka records: the same code for rows that were just made and for stored ones.
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Schema};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+use super::kafka::{Destination, Producer};
+use crate::encode::json::JsonRows;
+use crate::encode::pieces::pieces;
+use crate::error::{Error, Result};
+
+/// JSON encoded at once: rows of one campaign share its text in Arrow, but not as JSON.
+const PIECE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Encodes rows of one schema as JSON and produces them to one topic.
+pub struct RowProducer {
+    to: Destination,
+    key: Option<usize>,
+    rows: JsonRows,
+    buffer: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl RowProducer {
+    /// `key` names the column whose value becomes the record's key.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where there is no such column.
+    pub fn new(schema: &Schema, to: Destination, key: Option<&str>) -> Result<RowProducer> {
+        let key = key.map(|name| schema.index_of(name).map_err(|_| no_such_key(schema, name))).transpose()?;
+        Ok(RowProducer { to, key, rows: JsonRows::new(schema)?, buffer: Vec::new(), ends: Vec::new() })
+    }
+
+    /// Produces each row of the batch; returns the rows that are too large for the topic, which were left out.
+    ///
+    /// # Errors
+    /// Encoding's or Kafka's.
+    pub fn produce(&mut self, producer: &Producer, batch: &RecordBatch) -> Result<Vec<usize>> {
+        let mut too_large = Vec::new();
+        let mut before = 0;
+        for piece in pieces(batch, PIECE_BYTES) {
+            self.produce_piece(producer, &piece, before, &mut too_large)?;
+            before += piece.num_rows();
+        }
+        Ok(too_large)
+    }
+
+    fn produce_piece(
+        &mut self,
+        producer: &Producer,
+        piece: &RecordBatch,
+        before: usize,
+        too_large: &mut Vec<usize>,
+    ) -> Result<()> {
+        self.buffer.clear();
+        self.ends.clear();
+        self.rows.encode(piece, &mut self.buffer, &mut self.ends)?;
+        let keys = self.key.map(|index| Keys::of(piece.column(index))).transpose()?;
+        let mut start = 0;
+        for (row, &end) in self.ends.iter().enumerate() {
+            let value = &self.buffer[start..end];
+            start = end;
+            let key = keys.as_ref().and_then(|keys| keys.get(row));
+            if self.to.fits(key.as_deref(), Some(value), 0) {
+                producer.produce(&self.to.topic, key.as_deref(), Some(value), None)?;
+            } else {
+                too_large.push(before + row);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_such_key(schema: &Schema, name: &str) -> Error {
+    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    Error::Setting {
+        key: "sink.kafka.key".into(),
+        problem: format!("triggers.sql has no output column {name:?}"),
+        remedy: format!("name one of {}, or remove the setting for records without a key", columns.join(", ")),
+    }
+}
+
+/// Key bytes by row: text as it is, other types as SQL would print them. A null value gives a null key.
+enum Keys<'a> {
+    Text(&'a arrow::array::StringViewArray),
+    Printed(ArrayFormatter<'a>, &'a dyn Array),
+}
+
+impl<'a> Keys<'a> {
+    fn of(column: &'a arrow::array::ArrayRef) -> Result<Keys<'a>> {
+        if column.data_type() == &DataType::Utf8View {
+            return Ok(Keys::Text(column.as_string_view()));
+        }
+        let formatter = ArrayFormatter::try_new(column.as_ref(), &FormatOptions::new()).map_err(|error| {
+            Error::engine("printing the record key")(datafusion::error::DataFusionError::from(error))
+        })?;
+        Ok(Keys::Printed(formatter, column.as_ref()))
+    }
+
+    fn get(&self, row: usize) -> Option<std::borrow::Cow<'_, [u8]>> {
+        match self {
+            Keys::Text(texts) => texts.is_valid(row).then(|| texts.value(row).as_bytes().into()),
+            Keys::Printed(formatter, column) => {
+                column.is_valid(row).then(|| formatter.value(row).to_string().into_bytes().into())
+            }
+        }
+    }
+}

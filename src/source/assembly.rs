@@ -1,0 +1,110 @@
+//! What has arrived in each partition since the last time, gathered into micro-batches.
+
+use std::time::Duration;
+
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+
+use super::consumer::{Waker, Watcher, copy_headers};
+use super::{MessagesBuilder, MicroBatch};
+use crate::offsets::OffsetRange;
+
+/// Messages taken from one partition before the next has its turn, so that a long backlog in one of them does not fill
+/// the whole cycle. Large enough that changing partitions costs nothing.
+const TURN: usize = 1_000;
+
+/// The most that one cycle holds, over all partitions: `[batch] max_messages` and `max_bytes`.
+pub struct Limits {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
+/// The partitions of one assignment that are being read.
+pub struct Reading {
+    pub session: u64,
+    pub number: u64,
+    partitions: Vec<Partition>,
+    /// Who comes first in the next cycle.
+    first: usize,
+}
+
+struct Partition {
+    id: i32,
+    queue: PartitionQueue<Watcher>,
+    /// The offset after the last message handed out.
+    position: i64,
+}
+
+impl Reading {
+    pub fn new(session: u64, number: u64) -> Self {
+        Reading { session, number, partitions: Vec::new(), first: 0 }
+    }
+
+    pub(super) fn add(&mut self, id: i32, position: i64, mut queue: PartitionQueue<Watcher>, waker: Waker) {
+        queue.set_nonempty_callback(move || waker.wake());
+        self.partitions.push(Partition { id, queue, position });
+    }
+
+    /// Takes what is there, without waiting, up to `limits`; empty if nothing is.
+    ///
+    /// # Errors
+    /// The partition, its position, and what librdkafka says of it. Nothing that was taken before is lost to the
+    /// ledger: an error leads to a new claim or a halt, and reading starts again at the ledger's offset.
+    pub fn assemble(&mut self, limits: &Limits) -> Result<Vec<MicroBatch>, (i32, i64, KafkaError)> {
+        let count = self.partitions.len();
+        let mut builders: Vec<MessagesBuilder> = (0..count).map(|_| MessagesBuilder::default()).collect();
+        let (mut messages, mut bytes) = (0, 0);
+        let mut dry = 0;
+        let mut turn = self.first;
+        while dry < count && messages < limits.messages && bytes < limits.bytes {
+            let index = turn % count;
+            let (partition, builder) = (&self.partitions[index], &mut builders[index]);
+            let before = (builder.len(), builder.bytes());
+            let most = TURN.min(limits.messages - messages);
+            partition.take(builder, most, limits.bytes - bytes)?;
+            let taken = builder.len() - before.0;
+            messages += taken;
+            bytes += builder.bytes() - before.1;
+            dry = if taken == 0 { dry + 1 } else { 0 };
+            turn += 1;
+        }
+        self.first = if count == 0 { 0 } else { turn % count };
+        Ok(self.finish(builders))
+    }
+
+    fn finish(&mut self, builders: Vec<MessagesBuilder>) -> Vec<MicroBatch> {
+        let mut batches = Vec::new();
+        for (partition, builder) in self.partitions.iter_mut().zip(builders) {
+            if builder.is_empty() {
+                continue;
+            }
+            let messages = builder.finish();
+            let to = messages.offset(messages.len() - 1) + 1;
+            let range = OffsetRange::new(partition.position, to);
+            partition.position = to;
+            batches.push(MicroBatch { partition: partition.id, range, messages });
+        }
+        batches
+    }
+}
+
+impl Partition {
+    fn take(&self, into: &mut MessagesBuilder, most: usize, bytes: usize) -> Result<(), (i32, i64, KafkaError)> {
+        let (messages, size) = (into.len(), into.bytes());
+        while into.len() - messages < most && into.bytes() - size < bytes {
+            let message = match self.queue.poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(error)) => return Err((self.id, self.position, error)),
+            };
+            // A seek may leave older messages in flight; what lies before our position was dealt with.
+            if message.offset() < self.position {
+                continue;
+            }
+            let headers = copy_headers(message.headers());
+            into.push(message.offset(), message.timestamp().to_millis(), message.key(), message.payload(), headers);
+        }
+        Ok(())
+    }
+}

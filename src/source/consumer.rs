@@ -1,0 +1,430 @@
+//! The consumer and the one thread that polls it.
+//!
+//! The thread polls all the time, so that rebalances are answered and the member stays alive however long a commit
+//! takes. Messages do not pass through that poll: each partition has a queue of its own, read only when the lane asks
+//! for a cycle, and bounded by librdkafka (`queued.max.messages.kbytes`). So a slow sink slows the fetching, and nothing
+//! else.
+//!
+//! A new assignment is accepted empty; reading starts when the lane has claimed the partitions in the ledger and says
+//! from which offsets. Offsets never come from the group.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::bindings as ffi;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Message};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::mpsc as async_mpsc;
+
+use super::assembly::{Limits, Reading};
+use super::{Header, MicroBatch};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::kafka::{self, GroupMetadata};
+
+/// How long a revoked partition waits for the commit in flight. The group waits with it, so it is well below
+/// `max.poll.interval.ms` and the session timeout.
+pub const REVOKE_WAIT: Duration = Duration::from_secs(5);
+
+/// The longest time between two polls of the consumer: how late a rebalance may be noticed without a wake-up.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the polling thread tells the lane.
+#[derive(Debug)]
+pub enum Event {
+    /// These partitions are ours since now; reading waits for [`Source::start`].
+    Assigned {
+        session: u64,
+        partitions: Vec<i32>,
+        group: Option<GroupMetadata>,
+    },
+    /// All partitions go away. The thread waits for `done` (or its end) at most [`REVOKE_WAIT`] and a bit.
+    Revoked {
+        lost: bool,
+        done: mpsc::Sender<()>,
+    },
+    /// The answer to [`Source::fetch`].
+    Cycle(Cycle),
+    Failed(Error),
+}
+
+/// The micro-batches of one poll cycle and the membership under which they were read.
+#[derive(Debug)]
+pub struct Cycle {
+    /// Which [`Source::start`] it belongs to: one assembled before the last start is stale.
+    pub reading: u64,
+    pub batches: Vec<MicroBatch>,
+    /// `None` when the member lost its place while the cycle was assembled: such a cycle must not be committed.
+    pub group: Option<GroupMetadata>,
+}
+
+enum Command {
+    Start { session: u64, reading: u64, positions: Vec<(i32, i64)> },
+    Fetch,
+    Close,
+    Wake,
+}
+
+/// The lane's handle of its consumer.
+pub struct Source {
+    commands: mpsc::Sender<Command>,
+    events: async_mpsc::UnboundedReceiver<Event>,
+    consumer: Arc<BaseConsumer<Watcher>>,
+    thread: std::thread::JoinHandle<()>,
+    readings: u64,
+}
+
+impl Source {
+    /// Joins the group and starts polling.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] where librdkafka refuses a property.
+    pub fn open(config: &Config) -> Result<Source> {
+        let (to_lane, events) = async_mpsc::unbounded_channel();
+        let (commands, inbox) = mpsc::channel();
+        let consumer = Arc::new(create(config, to_lane.clone(), commands.clone())?);
+        consumer
+            .subscribe(&[&config.source.topic])
+            .map_err(Error::kafka(format!("subscribing to {}", config.source.topic)))?;
+        let polled = Polled {
+            consumer: consumer.clone(),
+            topic: config.source.topic.clone(),
+            limits: Limits { messages: config.batch.max_messages, bytes: config.batch.max_bytes },
+            to_lane,
+        };
+        let thread = std::thread::Builder::new()
+            .name("kafka-poll".into())
+            .spawn(move || polled.run(inbox))
+            .map_err(Error::io("starting the polling thread"))?;
+        Ok(Source { commands, events, consumer, thread, readings: 0 })
+    }
+
+    /// The next event; never ends before [`Source::close`].
+    pub async fn next(&mut self) -> Event {
+        self.events.recv().await.unwrap_or_else(|| {
+            Event::Failed(Error::Halt {
+                what: "the polling thread has ended".into(),
+                remedy: "please report it".into(),
+            })
+        })
+    }
+
+    /// Starts reading at these offsets and says under which number its cycles come. Ignored if the assignment of `session` is gone by then.
+    pub fn start(&mut self, session: u64, positions: Vec<(i32, i64)>) -> u64 {
+        self.readings += 1;
+        let _ = self.commands.send(Command::Start { session, reading: self.readings, positions });
+        self.readings
+    }
+
+    /// Asks for one cycle, handed out as soon as any message is there.
+    pub fn fetch(&self) {
+        let _ = self.commands.send(Command::Fetch);
+    }
+
+    /// For questions beside the reading, such as the group's committed offsets.
+    pub fn consumer(&self) -> Arc<BaseConsumer<Watcher>> {
+        self.consumer.clone()
+    }
+
+    /// Leaves the group and ends the thread. Blocks while the consumer says goodbye to its brokers.
+    pub fn close(self) {
+        let Source { commands, events, consumer, thread, .. } = self;
+        consumer.context().closing.store(true, Ordering::SeqCst);
+        drop(events);
+        drop(consumer);
+        let _ = commands.send(Command::Close);
+        let _ = thread.join();
+    }
+}
+
+fn create(
+    config: &Config,
+    to_lane: async_mpsc::UnboundedSender<Event>,
+    commands: mpsc::Sender<Command>,
+) -> Result<BaseConsumer<Watcher>> {
+    let session_timeout = kafka::SESSION_TIMEOUT.as_millis().to_string();
+    let mut owned = vec![
+        ("group.id", config.source.group_id.as_str()),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("isolation.level", "read_committed"),
+        ("auto.offset.reset", "error"),
+        ("partition.assignment.strategy", "range"),
+        ("group.protocol", "classic"),
+    ];
+    if let Some(instance) = &config.job.instance {
+        owned.push(("group.instance.id", instance));
+    }
+    let mut user: BTreeMap<String, String> = BTreeMap::clone(&config.source.kafka);
+    for (key, value) in [
+        ("session.timeout.ms", session_timeout.as_str()),
+        // 64 MiB in all instead of librdkafka's 64 MB a partition.
+        ("queued.max.messages.kbytes", "65536"),
+        ("fetch.wait.max.ms", "100"),
+        ("statistics.interval.ms", "5000"),
+    ] {
+        user.entry(key.into()).or_insert_with(|| value.into());
+    }
+    let waker = Waker { commands, pending: Arc::new(AtomicBool::new(false)) };
+    let context = Watcher {
+        to_lane: Mutex::new(to_lane),
+        session: AtomicU64::new(0),
+        assigned: AtomicBool::new(false),
+        closing: AtomicBool::new(false),
+        ends: Mutex::new(BTreeMap::new()),
+        waker: waker.clone(),
+    };
+    let mut consumer: BaseConsumer<Watcher> = kafka::client_config(&user, &owned)
+        .create_with_context(context)
+        .map_err(Error::kafka("creating the consumer from [kafka] and [source.kafka]"))?;
+    consumer.set_nonempty_callback(move || waker.wake());
+    Ok(consumer)
+}
+
+/// Wakes the polling thread out of its wait, once per wait.
+#[derive(Clone)]
+pub(super) struct Waker {
+    commands: mpsc::Sender<Command>,
+    pending: Arc<AtomicBool>,
+}
+
+impl Waker {
+    pub(super) fn wake(&self) {
+        if !self.pending.swap(true, Ordering::SeqCst) {
+            let _ = self.commands.send(Command::Wake);
+        }
+    }
+}
+
+/// Serves librdkafka's callbacks. Rebalances run on the polling thread, inside its poll.
+pub struct Watcher {
+    to_lane: Mutex<async_mpsc::UnboundedSender<Event>>,
+    /// Counts assignments, so that an answer to an old one is told from an answer to the present one.
+    session: AtomicU64,
+    assigned: AtomicBool,
+    closing: AtomicBool,
+    /// The end of each partition as a `read_committed` reader sees it, from librdkafka's statistics.
+    ends: Mutex<BTreeMap<i32, i64>>,
+    waker: Waker,
+}
+
+impl Watcher {
+    fn tell(&self, event: Event) {
+        if let Ok(to_lane) = self.to_lane.lock() {
+            let _ = to_lane.send(event);
+        }
+    }
+
+    /// The last known end of each partition (last stable offset).
+    pub fn ends(&self) -> BTreeMap<i32, i64> {
+        self.ends.lock().map(|ends| ends.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+}
+
+impl ClientContext for Watcher {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log_librdkafka(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", %error, reason, "consumer");
+        if Error::kafka("consuming")(error.clone()).action() == crate::error::Action::Halt {
+            self.tell(Event::Failed(Error::kafka(format!("consuming: {reason}"))(error)));
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Ok(mut ends) = self.ends.lock() else { return };
+        for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
+            if partition.partition >= 0 && partition.ls_offset >= 0 {
+                ends.insert(partition.partition, partition.ls_offset);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Watcher {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // Accepted empty: the lane claims the partitions and says where to start.
+            let accepted = consumer.assign(&TopicPartitionList::new());
+            let session = self.session.fetch_add(1, Ordering::SeqCst) + 1;
+            self.assigned.store(true, Ordering::SeqCst);
+            let partitions = partitions.elements().iter().map(|element| element.partition()).collect();
+            match accepted {
+                Ok(()) => self.tell(Event::Assigned { session, partitions, group: GroupMetadata::capture(consumer) }),
+                Err(error) => self.tell(Event::Failed(Error::kafka("accepting an assignment")(error))),
+            }
+            return;
+        }
+        if self.assigned.swap(false, Ordering::SeqCst) && !self.closing.load(Ordering::SeqCst) {
+            let (done, wait) = mpsc::channel();
+            self.tell(Event::Revoked { lost: consumer.assignment_lost(), done });
+            // Past this the group goes on without us; the lane's commit then meets an old generation and is refused.
+            let _ = wait.recv_timeout(REVOKE_WAIT + Duration::from_secs(1));
+        }
+        if let Err(error) = consumer.unassign() {
+            tracing::debug!(target: "librdkafka", %error, "unassign");
+        }
+    }
+}
+
+/// The polling thread's own state.
+struct Polled {
+    consumer: Arc<BaseConsumer<Watcher>>,
+    topic: String,
+    limits: Limits,
+    to_lane: async_mpsc::UnboundedSender<Event>,
+}
+
+impl Polled {
+    fn run(self, inbox: mpsc::Receiver<Command>) {
+        let mut reading: Option<Reading> = None;
+        let mut wanted = false;
+        loop {
+            self.serve();
+            if reading.as_ref().is_some_and(|reading| !self.is_current(reading.session)) {
+                reading = None;
+                wanted = false;
+            }
+            if wanted && self.hand_out(&mut reading) {
+                wanted = false;
+            }
+            let command = match inbox.recv_timeout(TICK) {
+                Ok(command) => command,
+                Err(mpsc::RecvTimeoutError::Timeout) => continue,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            match command {
+                Command::Wake => self.consumer.context().waker.pending.store(false, Ordering::SeqCst),
+                Command::Fetch => wanted = true,
+                Command::Start { session, reading: number, positions } if self.is_current(session) => {
+                    match self.start(session, number, &positions) {
+                        Ok(started) => reading = Some(started),
+                        Err(error) => self.tell(Event::Failed(error)),
+                    }
+                }
+                Command::Start { .. } => {}
+                Command::Close => return,
+            }
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        let _ = self.to_lane.send(event);
+    }
+
+    fn is_current(&self, session: u64) -> bool {
+        let context = self.consumer.context();
+        context.assigned.load(Ordering::SeqCst) && context.session.load(Ordering::SeqCst) == session
+    }
+
+    /// Serves rebalances and client events. Messages have queues of their own and never come this way.
+    fn serve(&self) {
+        match self.consumer.poll(Duration::ZERO) {
+            Some(Err(error)) => self.report(error),
+            Some(Ok(message)) => {
+                let what = format!("{} came outside its partition's queue", describe(&message));
+                self.tell(Event::Failed(Error::Claim { what }));
+            }
+            None => {}
+        }
+    }
+
+    fn start(&self, session: u64, number: u64, positions: &[(i32, i64)]) -> Result<Reading> {
+        let mut assignment = TopicPartitionList::new();
+        let mut reading = Reading::new(session, number);
+        for &(partition, offset) in positions {
+            let doing = || format!("reading {}[{partition}] from offset {offset}", self.topic);
+            assignment
+                .add_partition_offset(&self.topic, partition, Offset::Offset(offset))
+                .map_err(Error::kafka(doing()))?;
+            let queue = self
+                .consumer
+                .split_partition_queue(&self.topic, partition)
+                .ok_or_else(|| Error::kafka(doing())(KafkaError::Subscription("no queue for the partition".into())))?;
+            reading.add(partition, offset, queue, self.consumer.context().waker());
+        }
+        self.consumer.assign(&assignment).map_err(Error::kafka(format!("reading {}", self.topic)))?;
+        Ok(reading)
+    }
+
+    /// Assembles a cycle if anything is there. True once the lane has its answer.
+    fn hand_out(&self, reading: &mut Option<Reading>) -> bool {
+        let Some(reading) = reading else { return false };
+        match reading.assemble(&self.limits) {
+            Ok(batches) if batches.is_empty() => false,
+            Ok(batches) => {
+                crate::step!("S0");
+                let group = GroupMetadata::capture(&self.consumer);
+                self.tell(Event::Cycle(Cycle { reading: reading.number, batches, group }));
+                true
+            }
+            Err((partition, position, error)) => {
+                self.tell(Event::Failed(self.explain(partition, position, error)));
+                true
+            }
+        }
+    }
+
+    fn explain(&self, partition: i32, position: i64, error: KafkaError) -> Error {
+        let place = format!("{}[{partition}] at offset {position}", self.topic);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => Error::Halt {
+                what: format!("reading {place}: Kafka does not hold that offset any more ({error})"),
+                remedy: "the topic's retention has passed the job's position, or the topic was made anew; compare \
+                         `next_offset` in the ledger's progress table with the topic's first offset, and decide whether \
+                         the messages between them may be given up"
+                    .into(),
+            },
+            _ => Error::kafka(format!("reading {place}"))(error),
+        }
+    }
+
+    fn report(&self, error: KafkaError) {
+        let error = Error::kafka(format!("consuming {}", self.topic))(error);
+        match error.action() {
+            // librdkafka reconnects and rejoins by itself.
+            crate::error::Action::Retry => tracing::debug!(target: "librdkafka", "{error}"),
+            _ => self.tell(Event::Failed(error)),
+        }
+    }
+}
+
+fn describe(message: &BorrowedMessage<'_>) -> String {
+    format!("{}[{}] at offset {}", message.topic(), message.partition(), message.offset())
+}
+
+/// A message's headers, copied. Names that are not UTF-8 (Kafka's protocol forbids them, brokers don't look) are
+/// read lossily; the wrapper's own accessor would panic on them.
+pub(super) fn copy_headers(headers: Option<&BorrowedHeaders>) -> Vec<Header> {
+    let Some(headers) = headers else { return Vec::new() };
+    // The wrapper's type is the native list seen through a reference.
+    let native = headers as *const BorrowedHeaders as *const ffi::rd_kafka_headers_t;
+    let mut copied = Vec::new();
+    loop {
+        let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0usize);
+        // SAFETY: `native` is alive as long as `headers`; name and value are only read while it is.
+        unsafe {
+            let found = ffi::rd_kafka_header_get_all(native, copied.len(), &mut name, &mut value, &mut size);
+            if found != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return copied;
+            }
+            let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
+            let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size).to_vec());
+            copied.push((name, value));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Logs on stderr: text on a terminal, one JSON object a line elsewhere. ERROR means that a person is needed.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::{Error, Result};
+
+/// librdkafka tells every lost broker connection at INFO; the job says itself what an outage means.
+const DEFAULT_FILTER: &str = "info,librdkafka=warn,rdkafka=warn";
+
+/// Starts logging for the whole process; `RUST_LOG` overrides what is shown. Once per process.
+pub fn init() -> Result<()> {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = if wanted.trim().is_empty() { DEFAULT_FILTER } else { wanted.as_str() };
+    let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setting {
+        key: "RUST_LOG".into(),
+        problem: error.to_string(),
+        remedy: "write a level, or levels by module: RUST_LOG=debug or RUST_LOG=info,dinnerbell::ledger=debug".into(),
+    })?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let done = if std::io::stderr().is_terminal() {
+        logs.with_target(false).try_init()
+    } else {
+        logs.json().flatten_event(true).try_init()
+    };
+    done.map_err(|error| Error::Halt { what: format!("cannot start logging: {error}"), remedy: String::new() })
+}
+
+/// The last word of a process that failed: readable text, or a log line where logs are for machines.
+pub fn report(error: &Error) {
+    if !std::io::stderr().is_terminal() && tracing::dispatcher::has_been_set() {
+        tracing::error!(what_to_do = error.remedy(), "{error}");
+    } else {
+        eprintln!("{}", explain(error));
+    }
+}
+
+fn explain(error: &Error) -> String {
+    match error.remedy() {
+        Some(remedy) => format!("error: {error}\nwhat to do: {remedy}"),
+        None => format!("error: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_filter_is_one() {
+        assert_eq!(EnvFilter::try_new(DEFAULT_FILTER).unwrap().max_level_hint(), Some(tracing::Level::INFO.into()));
+    }
+
+    #[test]
+    fn an_error_comes_with_what_to_do() {
+        let error = Error::Halt { what: "the topic was made anew".into(), remedy: "run repair".into() };
+        assert_eq!(explain(&error), "error: the topic was made anew\nwhat to do: run repair");
+        assert_eq!(explain(&Error::Away { what: "gone".into() }), "error: gone");
+    }
+}

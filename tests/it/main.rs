@@ -1,0 +1,6 @@
+//! The integration tests: one binary, on a real Kafka and a real Postgres (see `support`).
+
+mod support;
+
+mod deliver;
+mod stack;

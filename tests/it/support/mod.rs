@@ -1,0 +1,31 @@
+//! The real stack for the tests: Apache Kafka and Postgres without Docker, and the built binary as a job on them.
+//!
+//! Most tests share one Kafka and one Postgres, started when first asked for; each [`Stack`] has topics, a group, a
+//! database and a directory of its own. Where KAFKA_BOOTSTRAP_SERVERS or DATABASE_URL is set, that server is used
+//! instead. A test that stops a server or needs other options starts its own with [`Kafka::start`] or
+//! [`Postgres::start`]. Whatever was started ends with this process, however it ends.
+//!
+//! Everything here blocks, so tests are plain `#[test]` functions; [`block_on`] runs a future from anywhere.
+
+#![allow(dead_code, unused_imports, reason = "a toolbox: not every test uses every tool, nor every import of it")]
+
+mod campaigns;
+mod certs;
+mod job;
+mod kafka;
+mod messages;
+mod places;
+mod postgres;
+mod run;
+mod stack;
+
+pub use campaigns::{Campaign, client, restaurant, sample};
+pub use certs::Certs;
+pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
+pub use job::Job;
+pub use kafka::{Kafka, KafkaOptions};
+pub use messages::{Message, Record, consume_all, produce};
+pub use places::home;
+pub use postgres::Postgres;
+pub use run::{block_on, run, tail, wait_until};
+pub use stack::Stack;

@@ -1,0 +1,1 @@
+SELECT DISTINCT restaurant_id FROM campaigns

@@ -1,0 +1,1 @@
+SELECT adv_campaign_id FROM campaigns LIMIT 2

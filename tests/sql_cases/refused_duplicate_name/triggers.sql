@@ -1,0 +1,4 @@
+SELECT c.restaurant_id,
+  s.restaurant_id
+FROM campaigns c
+JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant_id

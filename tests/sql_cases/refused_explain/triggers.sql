@@ -1,0 +1,1 @@
+EXPLAIN SELECT adv_campaign_id FROM campaigns

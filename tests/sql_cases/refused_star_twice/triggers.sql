@@ -1,0 +1,3 @@
+SELECT *
+FROM campaigns c
+JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant_id

@@ -1,0 +1,3 @@
+SELECT adv_campaign_id
+FORM campaigns
+WHERE

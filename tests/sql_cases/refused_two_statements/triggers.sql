@@ -1,0 +1,2 @@
+SELECT adv_campaign_id FROM campaigns;
+DROP TABLE campaigns;

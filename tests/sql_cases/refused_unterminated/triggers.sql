@@ -1,0 +1,2 @@
+SELECT adv_campaign_id, 'oops
+FROM campaigns

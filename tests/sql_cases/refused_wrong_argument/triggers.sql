@@ -1,0 +1,3 @@
+SELECT
+  upper(c.adv_campaign_content, 1) AS loud
+FROM campaigns c

@@ -1,0 +1,4 @@
+SELECT c.adv_campaign_id
+FROM campaigns c LEFT SEMI JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant_id
+WHERE c.adv_campaign_datetime_start <= to_unixtime(now())  -- outcome: not_started
+  AND c.adv_campaign_datetime_end >= to_unixtime(now())    -- outcome: expired

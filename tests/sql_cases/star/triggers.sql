@@ -1,0 +1,3 @@
+SELECT *
+FROM campaigns
+WHERE adv_campaign_datetime_end >= to_unixtime(now()) -- outcome: expired

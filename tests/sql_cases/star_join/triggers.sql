@@ -1,0 +1,2 @@
+SELECT *
+FROM campaigns JOIN subscribers_restaurants USING (restaurant_id)
