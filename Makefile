@@ -15,11 +15,12 @@ demo: setup-demo
 	cargo run -- demo $(ARGS)
 
 test: setup jars
-	cargo test $(ARGS)
+	cargo test --features failpoints $(ARGS)
 
 check:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features failpoints -- -D warnings
 
 setup:
 	@scripts/setup.sh test

@@ -22,6 +22,8 @@ use crate::{Error, Result};
 pub enum Stage {
     /// The value does not fit the schema of `campaigns.sql`.
     Decode,
+    /// The SQL fails on it, such as a CAST that overflows.
+    Transform,
     /// A row made from it does not fit the sink table's types.
     Encode,
     /// Postgres refused one of its rows.
@@ -35,6 +37,7 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Stage::Decode => "decode",
+            Stage::Transform => "transform",
             Stage::Encode => "encode",
             Stage::Postgres => "postgres",
             Stage::Kafka => "kafka",

@@ -74,6 +74,16 @@ impl Error {
         move |source| Error::Io { doing, source }
     }
 
+    /// The same, with the place in the SQL file where it does not have one yet.
+    pub fn at(self, place: Option<(u64, u64)>) -> Error {
+        match (self, place) {
+            (Error::Sql { file, line: None, problem, remedy, .. }, Some((line, column))) => {
+                Error::Sql { file, line: Some(line), column: Some(column), problem, remedy }
+            }
+            (error, _) => error,
+        }
+    }
+
     /// The one classification: every error leads to exactly one action.
     pub fn action(&self) -> Action {
         match self {
@@ -168,7 +178,11 @@ fn kafka_action(error: &rdkafka::error::KafkaError) -> Action {
     if let KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) = error {
         return Action::Halt;
     }
-    match error.rdkafka_error_code() {
+    let code = match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    };
+    match code {
         Some(
             Code::Authentication
             | Code::SaslAuthenticationFailed
@@ -179,10 +193,21 @@ fn kafka_action(error: &rdkafka::error::KafkaError) -> Action {
             | Code::TransactionalIdAuthorizationFailed
             | Code::UnsupportedVersion
             | Code::FencedInstanceId
-            | Code::SSL,
+            | Code::SSL
+            // What is sent or asked stays as it is, and so does the answer.
+            | Code::MessageSizeTooLarge
+            | Code::InvalidRecord
+            | Code::PolicyViolation
+            | Code::InvalidTransactionTimeout
+            | Code::InvalidSessionTimeout
+            | Code::InconsistentGroupProtocol
+            | Code::GroupMaxSizeReached
+            | Code::BadMessage
+            | Code::BadCompression,
         ) => Action::Halt,
         Some(
             Code::Fenced
+            | Code::Fatal
             | Code::ProducerFenced
             | Code::InvalidProducerEpoch
             | Code::IllegalGeneration
@@ -209,6 +234,19 @@ fn kafka_remedy(error: &rdkafka::error::KafkaError) -> &'static str {
         }
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
             "create the topic (`dinnerbell init` does), or correct its name"
+        }
+        Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve) => {
+            "check \"bootstrap.servers\" under [kafka], and that a broker listens there"
+        }
+        Some(Code::MessageSizeTooLarge) => {
+            "message.max.bytes or batch.size under [sink.kafka] exceeds the topic's max.message.bytes, or the other way round: \
+             leave them out, and the job takes what fits"
+        }
+        Some(Code::InvalidTransactionTimeout) => {
+            "set the brokers' transaction.max.timeout.ms to 900000 (Kafka's default) or more"
+        }
+        Some(Code::InconsistentGroupProtocol) => {
+            "other members of the group use another assignor or protocol: choose another [source] group_id"
         }
         Some(Code::FencedInstanceId) => "another process runs under the same [job] instance: give each its own",
         _ => "",

@@ -43,13 +43,19 @@ pub fn client_config(user: &BTreeMap<String, String>, owned: &[(&str, &str)]) ->
 /// # Errors
 /// [`Error::Kafka`] with the reason that librdkafka's connections give (credentials, certificates), where they give one.
 pub fn probe(user: &BTreeMap<String, String>) -> Result<BaseConsumer<Asker>> {
+    probe_within(user, CALL_TIMEOUT)
+}
+
+/// As [`probe`], with less patience for brokers that are away.
+pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<BaseConsumer<Asker>> {
     let client: BaseConsumer<Asker> = client_config(user, &[("enable.auto.commit", "false")])
         .create_with_context(Asker::default())
         .map_err(Error::kafka("creating a client from [kafka]"))?;
     let servers = user.get("bootstrap.servers").map_or("", String::as_str);
     let doing = format!("connecting to Kafka at {servers}");
     // Short waits, so that refused credentials are told as what they are and not as a time-out.
-    let deadline = std::time::Instant::now() + CALL_TIMEOUT;
+    let deadline = std::time::Instant::now() + limit;
+    let mut why = None;
     loop {
         let failure = match client.fetch_metadata(Some("__consumer_offsets"), Duration::from_secs(1)) {
             Ok(_) => return Ok(client),
@@ -62,8 +68,12 @@ pub fn probe(user: &BTreeMap<String, String>) -> Result<BaseConsumer<Asker>> {
             Some((cause, reason)) if Error::kafka("")(cause.clone()).action() == crate::error::Action::Halt => {
                 return Err(Error::kafka(format!("{doing}: {reason}"))(cause));
             }
-            _ if std::time::Instant::now() > deadline => return Err(Error::kafka(doing)(failure)),
-            _ => {}
+            Some((_, reason)) => why = why.or(Some(reason)),
+            None => {}
+        }
+        if std::time::Instant::now() > deadline {
+            let doing = why.map_or(doing.clone(), |why| format!("{doing}: {why}"));
+            return Err(Error::kafka(doing)(failure));
         }
     }
 }
@@ -153,8 +163,26 @@ impl std::fmt::Debug for GroupMetadata {
 /// # Errors
 /// [`Error::Halt`] where the topic does not exist, [`Error::Kafka`] where the broker does not answer.
 pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<String> {
+    describe_topic(client, topic, false).map(|facts| facts.id)
+}
+
+/// What a broker says of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicFacts {
+    /// As for [`topic_id`].
+    pub id: String,
+    pub may_read: bool,
+    pub may_write: bool,
+}
+
+/// The topic's id and, where `rights` asks for them, what this user may do; without an answer about rights, everything.
+///
+/// # Errors
+/// As for [`topic_id`].
+pub fn describe_topic<C: ClientContext>(client: &Client<C>, topic: &str, rights: bool) -> Result<TopicFacts> {
     let name = CString::new(topic).map_err(|_| missing_topic(topic))?;
     let doing = || format!("asking Kafka for the id of topic {topic}");
+    let broker = answering_broker(client, topic)?;
     // SAFETY: all pointers come from librdkafka's own constructors and are destroyed once, after their last use; the
     // topic's name outlives the call that reads it; results are read before their event is destroyed.
     unsafe {
@@ -167,9 +195,11 @@ pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<Str
         );
         let timeout = CALL_TIMEOUT.as_millis() as i32;
         ffi::rd_kafka_AdminOptions_set_request_timeout(options, timeout, std::ptr::null_mut(), 0);
+        ffi::rd_kafka_AdminOptions_set_broker(options, broker, std::ptr::null_mut(), 0);
+        ffi::rd_kafka_AdminOptions_set_include_authorized_operations(options, i32::from(rights));
         ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics, options, queue);
         let event = ffi::rd_kafka_queue_poll(queue, timeout + 1_000);
-        let found = if event.is_null() { Err(RDKafkaErrorCode::OperationTimedOut) } else { read_topic_id(event) };
+        let found = if event.is_null() { Err(RDKafkaErrorCode::OperationTimedOut) } else { read_topic_facts(event) };
         if !event.is_null() {
             ffi::rd_kafka_event_destroy(event);
         }
@@ -185,7 +215,7 @@ pub fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<Str
 
 /// # Safety
 /// `event` is a live event of a DescribeTopics call for one topic.
-unsafe fn read_topic_id(event: *mut ffi::rd_kafka_event_t) -> Result<String, RDKafkaErrorCode> {
+unsafe fn read_topic_facts(event: *mut ffi::rd_kafka_event_t) -> Result<TopicFacts, RDKafkaErrorCode> {
     unsafe {
         let error = ffi::rd_kafka_event_error(event);
         if error != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -203,8 +233,31 @@ unsafe fn read_topic_id(event: *mut ffi::rd_kafka_event_t) -> Result<String, RDK
             return Err(error.into());
         }
         let uuid = ffi::rd_kafka_Uuid_base64str(ffi::rd_kafka_TopicDescription_topic_id(description));
-        Ok(CStr::from_ptr(uuid).to_string_lossy().into_owned())
+        let mut count = 0usize;
+        let operations = ffi::rd_kafka_TopicDescription_authorized_operations(description, &mut count);
+        let may = |operation| operations.is_null() || (0..count).any(|at| *operations.add(at) == operation);
+        Ok(TopicFacts {
+            id: CStr::from_ptr(uuid).to_string_lossy().into_owned(),
+            may_read: may(ffi::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ),
+            may_write: may(ffi::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE),
+        })
     }
+}
+
+/// A broker that is up, for questions that any broker can answer: librdkafka would put them to the controller and wait for
+/// one that is being elected, or that the brokers do not name.
+///
+/// # Errors
+/// [`Error::Kafka`] where no broker answers.
+pub fn answering_broker<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<i32> {
+    let metadata = client
+        .fetch_metadata(Some(topic), CALL_TIMEOUT)
+        .map_err(Error::kafka(format!("reading the metadata of topic {topic}")))?;
+    metadata
+        .brokers()
+        .first()
+        .map(|broker| broker.id())
+        .ok_or_else(|| Error::Away { what: "Kafka names no broker that is up".into() })
 }
 
 /// How many partitions a topic has.

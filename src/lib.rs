@@ -13,6 +13,8 @@
 //! [`job`] alone joins the parts; [`ledger`] states the delivery promise and the protocol that keeps it.
 
 mod steps;
+#[cfg(test)]
+mod testdb;
 
 pub mod config;
 pub mod error;

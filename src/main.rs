@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Reads FAILPOINTS; see `dinnerbell::ledger` for the steps.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     match dinnerbell::cli::execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

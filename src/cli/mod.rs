@@ -1,13 +1,19 @@
 //! The command line: what was asked for, the settings, a runtime, and then the one function that does it.
 
+mod check;
+mod init;
+mod preview;
+mod report;
 mod signals;
 
+use std::io::Write;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::config::Config;
+use crate::demo;
 use crate::job;
 use crate::telemetry::logs;
 use crate::{Error, Result};
@@ -39,6 +45,8 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["file", "from_kafka", "lookup"])))]
+#[command(group(ArgGroup::new("messages").args(["file", "from_kafka"])))]
 pub struct Preview {
     /// Campaigns, one JSON object a line; `-` for standard input
     #[arg(value_name = "FILE", conflicts_with = "from_kafka")]
@@ -52,13 +60,35 @@ pub struct Preview {
     #[arg(long, value_name = "NAME")]
     pub lookup: Option<String>,
 
-    /// Show at most this many rows of each table
-    #[arg(long, value_name = "N", default_value = "20")]
-    pub limit: usize,
+    /// Take a lookup table from a file of JSON lines or CSV instead of Postgres; may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = LookupFile::parse)]
+    pub lookup_file: Vec<LookupFile>,
+
+    /// Show at most this many rows of each table [default: 20; with --json all]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
 
     /// What now() is, instead of the clock
     #[arg(long, value_name = "UNIX_SECONDS", allow_negative_numbers = true)]
     pub now: Option<i64>,
+
+    /// Print output rows as the Kafka sink sends them, one a line, and nothing else on standard output
+    #[arg(long, requires = "messages")]
+    pub json: bool,
+}
+
+/// A lookup table's name and the file that it is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookupFile {
+    pub name: String,
+    pub file: PathBuf,
+}
+
+impl LookupFile {
+    fn parse(text: &str) -> Result<LookupFile, String> {
+        let (name, file) = text.split_once('=').ok_or("expected NAME=FILE")?;
+        Ok(LookupFile { name: name.into(), file: file.into() })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -78,35 +108,58 @@ pub struct Demo {
 /// Does what the command line says. Wrong usage and `--help` end the process here, with 2 and 0.
 pub fn execute() -> Result<()> {
     let cli = Cli::parse();
-    let config = Config::load(cli.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(Error::io("cannot start the threads of the runtime"))?;
-    let done = runtime.block_on(dispatch(cli.command, config));
+    let done = runtime.block_on(dispatch(cli));
     // Threads that block (a librdkafka call, a read of standard input) must not hold up the exit.
     runtime.shutdown_background();
-    done
+    match done {
+        // Whoever read our output has read enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
 }
 
-async fn dispatch(command: Command, config: Config) -> Result<()> {
-    match command {
-        Command::Run => run(config).await,
-        Command::Check => Err(not_built("check", &config)),
-        Command::Preview(_) => Err(not_built("preview", &config)),
-        Command::Init(_) => Err(not_built("init", &config)),
-        Command::Demo(_) => Err(not_built("demo", &config)),
+async fn dispatch(cli: Cli) -> Result<()> {
+    let file = cli.config.as_deref();
+    let config = || Config::load(file);
+    match cli.command {
+        Command::Run => run(config()?).await,
+        Command::Check => check::run(file).await,
+        Command::Preview(asked) => preview::run(config()?, asked).await,
+        Command::Init(Init { print: true }) => init::print(&config()?),
+        Command::Init(_) => init::run(config()?).await,
+        // Needs no settings: a file that is meant for other places must not keep it from starting.
+        Command::Demo(options) => show(&options, file).await,
     }
+}
+
+async fn show(options: &Demo, file: Option<&Path>) -> Result<()> {
+    logs::init_with(demo::LOG_FILTER)?;
+    let sql = demo::sql_directory(file)?;
+    demo::run(&sql, options.once, signals::shutdown()?).await
+}
+
+/// Prints what was asked for.
+fn say(text: &str) -> Result<()> {
+    write_out(format!("{}\n", text.trim_end()).as_bytes())
+}
+
+/// Prints what goes beside it, and is no reason to fail.
+fn say_aside(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn write_out(bytes: &[u8]) -> Result<()> {
+    std::io::stdout().write_all(bytes).map_err(Error::io("writing to standard output"))
 }
 
 async fn run(config: Config) -> Result<()> {
     logs::init()?;
     let shutdown = signals::shutdown()?;
     job::run(config, shutdown).await
-}
-
-fn not_built(command: &str, _config: &Config) -> Error {
-    Error::Halt { what: format!("`dinnerbell {command}` is not built yet"), remedy: String::new() }
 }
 
 #[cfg(test)]

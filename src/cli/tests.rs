@@ -47,20 +47,25 @@ fn help_of_the_subcommands() {
     assert_snapshot!(help(Some("preview")), @r#"
     Show what the SQL makes of campaigns; nothing is written anywhere
 
-    Usage: dinnerbell preview [OPTIONS] [FILE]
+    Usage: dinnerbell preview [OPTIONS] <FILE|--from-kafka <N>|--lookup <NAME>>
 
     Arguments:
       [FILE]  Campaigns, one JSON object a line; `-` for standard input
 
     Options:
-          --from-kafka <N>      Read the last N campaigns of the topic instead, without joining the
-                                group
-          --lookup <NAME>       Show the head and the size of this lookup table
-          --limit <N>           Show at most this many rows of each table [default: 20]
-          --now <UNIX_SECONDS>  What now() is, instead of the clock
-          --config <FILE>       The settings file [default: dinnerbell.toml if there is one, otherwise
-                                built-in defaults]
-      -h, --help                Print help
+          --from-kafka <N>           Read the last N campaigns of the topic instead, without joining the
+                                     group
+          --lookup <NAME>            Show the head and the size of this lookup table
+          --lookup-file <NAME=FILE>  Take a lookup table from a file of JSON lines or CSV instead of
+                                     Postgres; may be repeated
+          --limit <N>                Show at most this many rows of each table [default: 20; with --json
+                                     all]
+          --now <UNIX_SECONDS>       What now() is, instead of the clock
+          --config <FILE>            The settings file [default: dinnerbell.toml if there is one,
+                                     otherwise built-in defaults]
+          --json                     Print output rows as the Kafka sink sends them, one a line, and
+                                     nothing else on standard output
+      -h, --help                     Print help
     "#);
     assert_snapshot!(help(Some("init")), @r#"
     Create what is missing: topics, tables, the ledger
@@ -93,10 +98,16 @@ fn flags_reach_their_command() {
     assert_eq!(cli.config, Some("x.toml".into()));
     let Command::Preview(preview) = cli.command else { panic!("{cli:?}") };
     assert_eq!(preview.from_kafka.map(NonZeroUsize::get), Some(5));
-    assert_eq!((preview.lookup.as_deref(), preview.limit, preview.now), (Some("l"), 20, Some(-3)));
+    assert_eq!((preview.lookup.as_deref(), preview.limit, preview.now), (Some("l"), None, Some(-3)));
     assert!(parse("dinnerbell --config x.toml run").is_ok());
     assert!(parse("dinnerbell preview f.json --from-kafka 5").is_err());
     assert!(parse("dinnerbell preview --from-kafka 0").is_err());
+    assert!(parse("dinnerbell preview").is_err(), "nothing to show");
+    assert!(parse("dinnerbell preview --lookup l --json").is_err(), "no rows to print");
+    let cli = parse("dinnerbell preview - --json --lookup-file a=b=c --lookup-file d=e").unwrap();
+    let Command::Preview(preview) = cli.command else { panic!("{cli:?}") };
+    let file = |name: &str, file: &str| LookupFile { name: name.into(), file: file.into() };
+    assert_eq!(preview.lookup_file, [file("a", "b=c"), file("d", "e")]);
     assert_eq!(parse("dinnerbell").unwrap_err().exit_code(), 2);
     assert_eq!(parse("dinnerbell walk").unwrap_err().exit_code(), 2);
 }

@@ -3,6 +3,7 @@
 //! Campaigns come as the bytes of the messages, since half of what can be wrong with a message is no JSON at all.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use fastrand::Rng;
 
@@ -31,11 +32,41 @@ pub enum Flaw {
     TooDeep,
     InvalidUtf8,
     Tombstone,
-    /// Well-formed, and refused by Postgres: a text with a NUL character.
+    /// Well-formed, and nothing that Postgres can store: a text with a NUL character.
     NulCharacter,
 }
 
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Active => f.write_str("active"),
+            Kind::Expired => f.write_str("expired"),
+            Kind::NotStarted => f.write_str("not started"),
+            Kind::NoSubscriber => f.write_str("nobody's favourite"),
+            Kind::Broken(flaw) => write!(f, "broken: {}", flaw.words()),
+        }
+    }
+}
+
 impl Flaw {
+    /// What is wrong, as a person would say it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Flaw::NotJson => "not JSON",
+            Flaw::Truncated => "cut off",
+            Flaw::NotAnObject => "an array",
+            Flaw::WrongType => "wrong type",
+            Flaw::MissingField => "no owner",
+            Flaw::NullField => "null owner",
+            Flaw::OutOfRange => "number too big",
+            Flaw::DuplicateKey => "a field twice",
+            Flaw::TooDeep => "too deep",
+            Flaw::InvalidUtf8 => "not UTF-8",
+            Flaw::Tombstone => "empty",
+            Flaw::NulCharacter => "NUL in a text",
+        }
+    }
+
     pub const ALL: [Flaw; 12] = [
         Flaw::NotJson,
         Flaw::Truncated,
@@ -57,6 +88,9 @@ impl Flaw {
 pub struct Campaign {
     pub kind: Kind,
     pub key: String,
+    pub restaurant_id: String,
+    /// The `adv_campaign_id`, which triggers carry.
+    pub id: String,
     /// The message's value; `None` is a tombstone.
     pub json: Option<Vec<u8>>,
     /// How many triggers it makes, if it is still active when it is processed.
@@ -96,6 +130,9 @@ impl Subscriptions {
         Subscriptions { rows, popularity }
     }
 }
+
+/// How many campaigns make a deck: in each deck, every kind of campaign and every flaw comes up.
+pub const DECK: usize = 60;
 
 /// An endless trickle of campaigns: two thirds active, the rest of every other kind, in a shuffled order.
 #[derive(Debug, Clone)]
@@ -161,12 +198,13 @@ impl Iterator for Generator {
             _ => self.popularity.get(self.random.usize(..self.popularity.len().max(1))).cloned().unwrap_or_default(),
         };
         let fields = self.fields(kind, restaurant);
+        let (restaurant_id, id) = (fields.restaurant.clone(), fields.campaign.clone());
         let json = match kind {
             Kind::Broken(flaw) => broken(flaw, fields),
             _ => Some(fields.json().into_bytes()),
         };
         let triggers = if kind == Kind::Active { friends } else { 0 };
-        Some(Campaign { kind, key: format!("message-{}", self.count), json, triggers })
+        Some(Campaign { kind, key: format!("message-{}", self.count), restaurant_id, id, json, triggers })
     }
 }
 
@@ -285,7 +323,7 @@ mod tests {
 
     #[test]
     fn one_deck_has_every_kind_and_begins_with_a_ring() {
-        let deck = campaigns(1, 60);
+        let deck = campaigns(1, DECK);
         let kinds: BTreeSet<Kind> = deck.iter().map(|campaign| campaign.kind).collect();
         assert_eq!(kinds.len(), 4 + Flaw::ALL.len());
         assert!(deck[0].kind == Kind::Active && deck[0].triggers > 0);

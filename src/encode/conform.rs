@@ -50,9 +50,15 @@ struct Step {
 }
 
 impl Conform {
-    /// Checks `output`, the SELECT's columns without hidden ones, against the table. `file` is the SELECT's, for errors.
+    /// Checks `output`, the SELECT's columns without hidden ones, against the table. `file` is the SELECT's and `place`
+    /// gives line and column of an output column in it, for errors.
     /// [`Error::Sql`] for a column that the table lacks, cannot take or misses; [`Error::Halt`] for a missing right.
-    pub fn new(output: &Schema, table: &TableShape, file: &Path) -> Result<Conform> {
+    pub fn new(
+        output: &Schema,
+        table: &TableShape,
+        file: &Path,
+        place: impl Fn(&str) -> Option<(u64, u64)>,
+    ) -> Result<Conform> {
         let checker = Checker { table, file };
         let mut steps = Vec::with_capacity(output.fields().len());
         let mut types = Vec::with_capacity(output.fields().len());
@@ -63,8 +69,9 @@ impl Conform {
                     "give one of them another name with AS".into(),
                 ));
             }
-            let column = checker.column(field)?;
-            let fit = checker.fit(field, column)?;
+            let here = |error: Error| error.at(place(field.name()));
+            let column = checker.column(field).map_err(here)?;
+            let fit = checker.fit(field, column).map_err(here)?;
             types.push(column.wire_type.clone());
             steps.push(Step {
                 name: field.name().clone(),
@@ -262,7 +269,8 @@ impl<'a> Checker<'a> {
     fn similar(&self, name: &str) -> String {
         let names = || self.table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str());
         let near = names().map(|near| (strsim::damerau_levenshtein(name, near), near)).min();
-        match near {
+        let longer = names().find(|near| !name.is_empty() && near.starts_with(name)).map(|near| (0, near));
+        match longer.or(near) {
             Some((distance, near)) if distance <= name.len().div_ceil(3) => {
                 format!("did you mean \"{near}\"? Name the output column with AS \"{near}\"")
             }

@@ -12,8 +12,6 @@ pub mod pieces;
 
 #[cfg(test)]
 mod samples;
-#[cfg(test)]
-pub(crate) mod testdb;
 
 use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;

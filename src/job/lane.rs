@@ -24,7 +24,7 @@ use crate::source::{Cycle, Event, REVOKE_WAIT, Source};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::{self, Server};
 
-/// How long a stop waits for the commit in flight, and then for the release: 10 s in all with room to say goodbye.
+/// How long a stop waits for the commit in flight and the release. 10 s in all, with the goodbyes to brokers and scrapers.
 const STOP_WAIT: Duration = Duration::from_secs(7);
 
 /// Progress without output is written this often: what a crash would read again, for nothing.
@@ -41,6 +41,7 @@ pub struct Lane {
     pub number: usize,
     pub health: Health,
     pub stop: CancellationToken,
+    pub outage: Outage,
 }
 
 /// Partitions that are ours until they are revoked.
@@ -50,25 +51,39 @@ struct Assignment {
     group: Arc<GroupMetadata>,
 }
 
-/// Why a lane lets go of what it holds.
-enum Interrupt {
+/// Why a lane lets go of what it holds, and since when it should.
+struct Interrupt {
+    reason: Reason,
+    since: Instant,
+}
+
+enum Reason {
     /// Dropped at the end, `done` lets the group go on.
-    #[expect(dead_code, reason = "held for its drop alone")]
     Revoked {
         lost: bool,
+        #[expect(dead_code, reason = "held for its drop alone")]
         done: std::sync::mpsc::Sender<()>,
     },
     Stopped,
 }
 
 impl Interrupt {
-    /// How long the work in flight may go on.
+    fn new(reason: Reason) -> Interrupt {
+        Interrupt { reason, since: Instant::now() }
+    }
+
+    /// How long the work in flight and the release may still take, together.
     fn patience(&self) -> Duration {
-        match self {
-            Interrupt::Revoked { lost: true, .. } => Duration::ZERO,
-            Interrupt::Revoked { lost: false, .. } => REVOKE_WAIT,
-            Interrupt::Stopped => STOP_WAIT,
-        }
+        let whole = match self.reason {
+            Reason::Revoked { lost: true, .. } => Duration::ZERO,
+            Reason::Revoked { lost: false, .. } => REVOKE_WAIT,
+            Reason::Stopped => STOP_WAIT,
+        };
+        whole.saturating_sub(self.since.elapsed())
+    }
+
+    fn is_stop(&self) -> bool {
+        matches!(self.reason, Reason::Stopped)
     }
 }
 
@@ -94,10 +109,10 @@ impl Lane {
 
     async fn run_assignments(&mut self) -> Result<()> {
         loop {
-            self.health.waiting(self.number, "waiting for partitions");
+            self.health.waiting(self.number, "waiting for the group to assign partitions");
             let Some(assignment) = self.assigned().await? else { return Ok(()) };
             tracing::info!(partitions = ?assignment.partitions, "partitions assigned");
-            if let Interrupt::Stopped = self.hold(&assignment).await? {
+            if self.hold(&assignment).await?.is_stop() {
                 return Ok(());
             }
         }
@@ -120,24 +135,27 @@ impl Lane {
                     return Ok(Some(Assignment { session, partitions, group: Arc::new(group) }));
                 }
                 Event::Failed(error) if error.action() == Action::Halt => return Err(error),
+                Event::Failed(error) => {
+                    self.outage.pause(&error);
+                    self.health.waiting(self.number, error.to_string());
+                }
                 // Lost again before it was captured, or an old cycle: the next assignment tells.
-                Event::Assigned { .. } | Event::Revoked { .. } | Event::Cycle(_) | Event::Failed(_) => {}
+                Event::Assigned { .. } | Event::Revoked { .. } | Event::Cycle(_) => {}
             }
         }
     }
 
     /// Claims and works, again and again, until the assignment is taken away or the job stops.
     async fn hold(&mut self, assignment: &Assignment) -> Result<Interrupt> {
-        let mut outage = Outage::default();
         loop {
-            let error = match self.claim_and_work(assignment, &mut outage).await {
+            let error = match self.claim_and_work(assignment).await {
                 Ok(interrupt) => return Ok(interrupt),
                 Err(error) => error,
             };
             if error.action() == Action::Halt {
                 return Err(error);
             }
-            let pause = outage.pause(&error);
+            let pause = self.outage.pause(&error);
             self.health.waiting(self.number, error.to_string());
             tokio::select! {
                 interrupt = interrupted(&mut self.source, &self.stop) => return interrupt,
@@ -146,12 +164,11 @@ impl Lane {
         }
     }
 
-    async fn claim_and_work(&mut self, assignment: &Assignment, outage: &mut Outage) -> Result<Interrupt> {
+    async fn claim_and_work(&mut self, assignment: &Assignment) -> Result<Interrupt> {
         let tenure = tokio::select! {
             tenure = claim(&self.claimant, &assignment.partitions, assignment.group.clone()) => tenure?,
             interrupt = interrupted(&mut self.source, &self.stop) => return interrupt,
         };
-        outage.over();
         self.health.working(self.number);
         self.work(tenure, assignment.session).await
     }
@@ -167,7 +184,7 @@ impl Lane {
             let event = tokio::select! {
                 event = self.source.next() => Some(event),
                 _ = flush.tick() => None,
-                () = self.stop.cancelled() => return self.let_go(tenure, Interrupt::Stopped).await,
+                () = self.stop.cancelled() => return self.let_go(tenure, Interrupt::new(Reason::Stopped)).await,
             };
             let ended = match event {
                 Some(Event::Cycle(cycle)) if cycle.reading == reading => {
@@ -175,17 +192,23 @@ impl Lane {
                     self.source.fetch();
                     ended
                 }
-                Some(Event::Revoked { lost, done }) => Ended::Whole(Some(Interrupt::Revoked { lost, done })),
+                Some(Event::Revoked { lost, done }) => {
+                    Ended::Whole(Some(Interrupt::new(Reason::Revoked { lost, done })))
+                }
                 Some(Event::Failed(error)) => return Err(error),
                 Some(Event::Cycle(_) | Event::Assigned { .. }) => Ended::Whole(None),
                 None if tenure.postgres.is_closed() => {
-                    return Err(Error::Away { what: "Postgres closed the connection".into() });
+                    return Err(Error::Claim { what: "Postgres closed the connection".into() });
                 }
                 None => uninterrupted(tenure.flush(), &mut self.source, &self.stop).await?,
             };
             self.report_lag(&tenure);
             match ended {
-                Ended::Whole(None) => {}
+                Ended::Whole(None) if tenure.is_tainted() => {
+                    return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
+                }
+                // A claim alone proves little: a commit, or some quiet seconds, end the trouble that led to it.
+                Ended::Whole(None) => self.outage.over(),
                 Ended::Whole(Some(interrupt)) => return self.let_go(tenure, interrupt).await,
                 Ended::Abandoned(interrupt) => return Ok(interrupt),
             }
@@ -211,7 +234,7 @@ impl Lane {
         for partition in &partitions {
             metrics::consumer_lag(*partition, None);
         }
-        if let Interrupt::Revoked { lost: true, .. } = interrupt {
+        if let Reason::Revoked { lost: true, .. } = interrupt.reason {
             tracing::warn!(
                 ?partitions,
                 "the group has given these partitions to others; what was in flight is abandoned"
@@ -274,44 +297,44 @@ async fn uninterrupted(
     }
 }
 
-/// Waits for a reason to let go. Other events meanwhile belong to what is being given up.
+/// Waits for a reason to let go; other events keep.
 async fn interrupted(source: &mut Source, stop: &CancellationToken) -> Result<Interrupt> {
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => return Ok(Interrupt::Stopped),
-            event = source.next() => event,
-        };
-        match event {
-            Event::Revoked { lost, done } => return Ok(Interrupt::Revoked { lost, done }),
-            Event::Failed(error) if error.action() == Action::Halt => return Err(error),
-            Event::Failed(_) | Event::Cycle(_) | Event::Assigned { .. } => {}
+    let event = tokio::select! {
+        () = stop.cancelled() => return Ok(Interrupt::new(Reason::Stopped)),
+        event = source.next_urgent() => event,
+    };
+    match event {
+        Event::Revoked { lost, done } => Ok(Interrupt::new(Reason::Revoked { lost, done })),
+        Event::Failed(error) => Err(error),
+        Event::Cycle(_) | Event::Assigned { .. } => {
+            Err(Error::Claim { what: "the polling thread told something out of turn".into() })
         }
     }
 }
 
 /// One stretch of trouble, told once at its start and once at its end.
 #[derive(Default)]
-struct Outage {
+pub struct Outage {
     since: Option<Instant>,
+    /// The server that was away, once one was: from then on this is a pause, and told as one.
+    away: Option<Server>,
     delays: Option<backon::ExponentialBackoff>,
 }
 
 impl Outage {
+    /// Takes note of the trouble; how long to wait before the next try.
     fn pause(&mut self, error: &Error) -> Duration {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
-            match error.action() {
-                Action::Claim => tracing::info!("claiming the partitions anew: {error}"),
-                _ => tracing::warn!("paused: {error}; trying again with backoff until it works"),
-            }
+        let claims = error.action() == Action::Claim;
+        if !claims && self.away.is_none() {
+            tracing::warn!("paused: {error}; trying again with backoff until it works");
+            let postgres = matches!(error, Error::Postgres { .. });
+            self.away = Some(if postgres { Server::Postgres } else { Server::Kafka });
+        } else if claims && self.since.is_none() {
+            tracing::info!("claiming the partitions anew: {error}");
         } else {
             tracing::debug!("still paused: {error}");
         }
-        if let Error::Postgres { .. } = error {
-            metrics::reconnect(Server::Postgres);
-        } else {
-            metrics::reconnect(Server::Kafka);
-        }
+        self.since.get_or_insert_with(Instant::now);
         let delays = self.delays.get_or_insert_with(|| {
             ExponentialBuilder::default()
                 .with_min_delay(Duration::from_millis(100))
@@ -324,9 +347,10 @@ impl Outage {
     }
 
     fn over(&mut self) {
-        if let Some(since) = self.since.take() {
-            tracing::info!(paused = ?since.elapsed(), "resumed");
+        if let (Some(since), Some(server)) = (self.since, self.away) {
+            tracing::info!(seconds = since.elapsed().as_secs(), "resumed");
+            metrics::reconnect(server);
         }
-        self.delays = None;
+        *self = Outage::default();
     }
 }

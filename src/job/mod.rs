@@ -5,9 +5,10 @@ pub mod setup;
 mod commit;
 mod engine;
 mod lane;
-mod output;
+pub(crate) mod output;
 mod progress;
 mod refusal;
+mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::lookup::{LookupStatus, Lookups};
 use crate::postgres;
 use crate::sink::table::TableShape;
 use crate::source::Source;
-use crate::telemetry::{Health, Telemetry};
+use crate::telemetry::{Health, Telemetry, metrics};
 
 use lane::Lane;
 use setup::{Mission, Topics};
@@ -44,20 +45,29 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
 }
 
 async fn ring(config: &Arc<Config>, mission: &Mission, health: &Health, stop: &CancellationToken) -> Result<()> {
-    let Some(ready) = prepare(config, mission, stop).await? else { return Ok(()) };
+    let Some(ready) = prepare(config, mission, health, stop).await? else { return Ok(()) };
     report_lookups(health, &ready.lookups.status());
+    for empty in ready.lookups.status().iter().filter(|table| table.rows == 0) {
+        tracing::warn!(
+            lookup = empty.name,
+            "the lookup table is empty: nothing can match it before a refresh fills it"
+        );
+    }
     let refresher = tokio::spawn(refresh(config.clone(), ready.lookups.clone(), health.clone()));
     let mut lanes = JoinSet::new();
     let process = Uuid::new_v4();
+    let producer = Arc::new(setup::producer_properties(config, &ready.topics));
     for number in 0..config.job.lanes {
-        let source = Source::open(config)?;
+        let source = Source::open(config, number, ready.topics.partitions)?;
         let claimant = Claimant {
             config: config.clone(),
+            producer: producer.clone(),
             ledger: ready.ledger.clone(),
             transactional_ids: [0, 1].map(|k| format!("{}.{process}.{number}.{k}", config.source.group_id)),
             consumer: source.consumer(),
         };
         let engine = setup::compile(config, mission, &ready.lookups.current(), &ready.shape, &ready.topics).await?;
+        metrics::outcomes(engine.transform.outcome_names().iter().map(String::as_str));
         let lane = Lane {
             engine,
             claimant,
@@ -66,6 +76,7 @@ async fn ring(config: &Arc<Config>, mission: &Mission, health: &Health, stop: &C
             lookups: ready.lookups.clone(),
             health: health.clone(),
             stop: stop.clone(),
+            outage: lane::Outage::default(),
         };
         lanes.spawn(lane.run());
     }
@@ -84,7 +95,12 @@ struct Ready {
 }
 
 /// Sets up, waiting for servers that are away. `None` if stopped meanwhile.
-async fn prepare(config: &Arc<Config>, mission: &Mission, stop: &CancellationToken) -> Result<Option<Ready>> {
+async fn prepare(
+    config: &Arc<Config>,
+    mission: &Mission,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<Ready>> {
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(10))
@@ -100,8 +116,11 @@ async fn prepare(config: &Arc<Config>, mission: &Mission, stop: &CancellationTok
         match attempt {
             Ok(ready) => return Ok(Some(ready)),
             Err(error) if error.action() == Action::Halt => return Err(error),
-            Err(error) if told => tracing::debug!("still waiting: {error}"),
-            Err(error) => tracing::warn!("waiting to start: {error}; trying again with backoff until it works"),
+            Err(error) if !told => {
+                (0..config.job.lanes).for_each(|lane| health.waiting(lane, error.to_string()));
+                tracing::warn!("waiting to start: {error}; trying again with backoff until it works");
+            }
+            Err(error) => tracing::debug!("still waiting: {error}"),
         }
         told = true;
         tokio::select! {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::UInt32Type;
 use chrono::{DateTime, Utc};
@@ -37,7 +37,7 @@ impl Work {
         self.rejects.sort_by_key(|reject| reject.row);
         self.rejects.dedup_by_key(|reject| reject.row);
         let rows = row_numbers(&self.batch);
-        let keep = arrow::array::BooleanArray::from_iter(
+        let keep = BooleanArray::from_iter(
             rows.iter().map(|row| Some(self.rejects.binary_search_by_key(row, |reject| reject.row).is_err())),
         );
         self.batch = filter_record_batch(&self.batch, &keep)
@@ -148,20 +148,25 @@ impl<'a> Output<'a> {
             return Ok(None);
         }
         self.engine.transform.mark_triggered(&rows, &mut self.triggered);
-        let (rows, messages) = if self.engine.transform.carries_rows() { split(rows)? } else { (rows, None) };
-        let batch = match self.engine.conform.apply(&rows)? {
-            Ok(batch) => batch,
-            Err(refused) => {
-                let Some(messages) = messages else {
-                    return Err(untraceable(&format!("column {}: {}", refused.column, refused.reason)));
-                };
-                let row = messages[refused.index];
-                if !self.refused.iter().any(|(part, reject)| *part == self.part && reject.row == row) {
-                    let path = format!("$.{}", refused.column);
-                    self.refused.push((self.part, Reject { row, stage: Stage::Encode, path, reason: refused.reason }));
-                }
-                return Ok(None);
+        let (mut rows, mut messages) = if self.engine.transform.carries_rows() { split(rows)? } else { (rows, None) };
+        let batch = loop {
+            let refused = match self.engine.conform.apply(&rows)? {
+                Ok(batch) => break batch,
+                Err(refused) => refused,
+            };
+            let Some(numbers) = &messages else {
+                return Err(untraceable(&format!("column {}: {}", refused.column, refused.reason)));
+            };
+            let row = numbers[refused.index];
+            if !self.refused.iter().any(|(part, reject)| *part == self.part && reject.row == row) {
+                let path = format!("$.{}", refused.column);
+                self.refused.push((self.part, Reject { row, stage: Stage::Encode, path, reason: refused.reason }));
             }
+            // All of a batch's refused messages are found at once: the commit is redone for each round of them.
+            let keep = BooleanArray::from_iter(numbers.iter().map(|number| Some(*number != row)));
+            rows = filter_record_batch(&rows, &keep)
+                .map_err(|error| Error::engine("leaving out a refused message")(error.into()))?;
+            messages = Some(numbers.iter().copied().filter(|number| *number != row).collect());
         };
         let piece = Piece::Rows { part: self.part, batch, messages };
         Ok(self.refused.is_empty().then_some(piece))

@@ -1,4 +1,5 @@
-//! Finds the messages of which Postgres refuses a row: by bisection over messages, in a transaction that is rolled back.
+//! Finds the messages of which Postgres refuses a row or on which the SQL fails: by bisection over messages, in a
+//! transaction that is rolled back.
 //!
 //! Messages that pass stay in the trial, so that two which only conflict with each other are told apart as well: the
 //! first of them stands, the second is refused.
@@ -12,9 +13,16 @@ use crate::error::{Error, Result};
 use crate::lookup::LookupSet;
 use crate::postgres::Connection;
 use crate::sink::Piece;
-use crate::sink::postgres::{Copy, refusal};
+use crate::sink::postgres::{Copy, refusal as refused_by_postgres};
+use crate::transform::failed_on_data;
 
-/// The refused messages of all parts, each with Postgres's words. About 2 k log2(n / k) trials for k of n messages.
+/// Whether an error is about what the rows hold, and not about servers or the job: where it arose, and its words.
+pub fn of(error: &Error, columns: &[String]) -> Option<(Stage, String)> {
+    let by_postgres = refused_by_postgres(error, columns).map(|why| (Stage::Postgres, why));
+    by_postgres.or_else(|| failed_on_data(error).map(|why| (Stage::Transform, why)))
+}
+
+/// The refused messages of all parts, each with the words of whoever refused it. About 2 k log2(n / k) trials for k of n messages.
 ///
 /// # Errors
 /// [`Error::Halt`] where no single message is to blame, or rows cannot be traced to messages.
@@ -24,9 +32,10 @@ pub async fn find(
     works: &[Work],
     now: DateTime<Utc>,
     lookups: &LookupSet,
+    why: &str,
 ) -> Result<Vec<(usize, Reject)>> {
     if !engine.transform.carries_rows() {
-        return Err(untraceable("Postgres refused a row"));
+        return Err(untraceable(why));
     }
     let doing = || Error::postgres("looking for the messages whose rows Postgres refuses");
     postgres.batch_execute("BEGIN").await.map_err(doing())?;
@@ -34,15 +43,18 @@ pub async fn find(
     for (part, work) in works.iter().enumerate() {
         let mut stack = vec![(0, work.batch.num_rows())];
         while let Some((start, len)) = stack.pop() {
+            if len == 0 {
+                continue;
+            }
             postgres.batch_execute("SAVEPOINT trial").await.map_err(doing())?;
-            let Some(reason) = try_rows(engine, postgres, work, (start, len), now, lookups).await? else {
+            let Some((stage, reason)) = try_rows(engine, postgres, work, (start, len), now, lookups).await? else {
                 postgres.batch_execute("RELEASE SAVEPOINT trial").await.map_err(doing())?;
                 continue;
             };
             postgres.batch_execute("ROLLBACK TO SAVEPOINT trial; RELEASE SAVEPOINT trial").await.map_err(doing())?;
             if len == 1 {
                 let row = row_numbers(&work.batch)[start];
-                refused.push((part, Reject { row, stage: Stage::Postgres, path: "$".into(), reason }));
+                refused.push((part, Reject { row, stage, path: "$".into(), reason }));
             } else {
                 let half = len / 2;
                 stack.push((start + half, len - half));
@@ -54,7 +66,7 @@ pub async fn find(
     Ok(refused)
 }
 
-/// Copies the rows of some messages. `Some` with Postgres's words where it refuses.
+/// Makes and copies the rows of some messages. `Some` where they are refused.
 async fn try_rows(
     engine: &mut Engine,
     postgres: &Connection,
@@ -62,7 +74,7 @@ async fn try_rows(
     (start, len): (usize, usize),
     now: DateTime<Utc>,
     lookups: &LookupSet,
-) -> Result<Option<String>> {
+) -> Result<Option<(Stage, String)>> {
     let plan = engine.copy.clone();
     let columns = engine.columns.clone();
     let some = Work {
@@ -87,6 +99,6 @@ async fn try_rows(
     };
     match trial.await {
         Ok(()) => Ok(None),
-        Err(error) => refusal(&error, &columns).map(Some).ok_or(error),
+        Err(error) => of(&error, &columns).map(Some).ok_or(error),
     }
 }

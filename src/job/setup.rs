@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -16,17 +17,21 @@ use crate::decode::{self, CampaignSchema, Decoder};
 use crate::encode::conform::Conform;
 use crate::encode::copy;
 use crate::error::{Error, Result};
-use crate::kafka;
+use crate::kafka::{self, Asker};
 use crate::ledger::store::{self, Ledger};
 use crate::lookup::{LookupSet, Lookups};
 use crate::postgres::{self, Connection};
 use crate::sink::kafka::Destination;
 use crate::sink::postgres::CopyPlan;
+use crate::sink::rows::RowProducer;
 use crate::sink::table::{self, TableShape};
 use crate::transform::{SqlFiles, Transform};
 
 /// The broker's own default for `max.message.bytes`, where it does not tell.
-const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// How long the first connection may take before the wait is told: whoever starts a job watches it.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
 /// What a dead letter needs beyond the message it holds: its headers.
 pub const LETTER_ROOM: usize = 64 * 1024;
@@ -56,6 +61,32 @@ pub struct Topics {
     pub letters_to: Destination,
 }
 
+/// Clients of the one cluster that the job works on, by source's and by sink's properties.
+pub struct Brokers {
+    pub source: BaseConsumer<Asker>,
+    pub sink: BaseConsumer<Asker>,
+    pub cluster_id: String,
+}
+
+/// Asks both sides' brokers who they are; blocks for at most `limit` a side.
+///
+/// # Errors
+/// [`Error::Halt`] for two clusters, [`Error::Kafka`] where no broker answers.
+pub fn connect_kafka(config: &Config, limit: Duration) -> Result<Brokers> {
+    let source = kafka::probe_within(&config.source.kafka, limit)?;
+    let sink = kafka::probe_within(&config.sink_kafka.kafka, limit)?;
+    let (from, to) = (kafka::cluster_id(source.client())?, kafka::cluster_id(sink.client())?);
+    if from != to {
+        return Err(Error::Halt {
+            what: format!("source and sink are two Kafka clusters ({from} and {to})"),
+            remedy: "one transaction cannot span clusters: give [source.kafka] and [sink.kafka] the same brokers, and mirror \
+                     the topic if it lives elsewhere"
+                .into(),
+        });
+    }
+    Ok(Brokers { source, sink, cluster_id: from })
+}
+
 /// Looks at the three topics: that they exist, on one cluster, and how large their messages may be.
 ///
 /// # Errors
@@ -63,26 +94,18 @@ pub struct Topics {
 pub async fn inspect_topics(config: &Arc<Config>) -> Result<Topics> {
     let asked = config.clone();
     let (cluster_id, topic_id, partitions) = kafka::blocking(move || {
-        let source = kafka::probe(&asked.source.kafka)?;
-        let sink = kafka::probe(&asked.sink_kafka.kafka)?;
-        let (from, to) = (kafka::cluster_id(source.client())?, kafka::cluster_id(sink.client())?);
-        if from != to {
-            return Err(Error::Halt {
-                what: format!("source and sink are two Kafka clusters ({from} and {to})"),
-                remedy:
-                    "one transaction cannot span clusters: give [source.kafka] and [sink.kafka] the same brokers, and \
-                         mirror the topic if it lives elsewhere"
-                        .into(),
-            });
-        }
+        let Brokers { source, sink, cluster_id } = connect_kafka(&asked, FIRST_ANSWER)?;
         let partitions = kafka::partition_count(source.client(), &asked.source.topic)?;
         kafka::partition_count(sink.client(), &asked.sink_kafka.topic)?;
         kafka::partition_count(sink.client(), &asked.dead_letters.topic)?;
-        Ok((from, kafka::topic_id(source.client(), &asked.source.topic)?, partitions))
+        Ok((cluster_id, kafka::topic_id(source.client(), &asked.source.topic)?, partitions))
     })
     .await?;
     let names = [&config.source.topic, &config.sink_kafka.topic, &config.dead_letters.topic];
-    let limits = max_message_bytes(config, &names.map(String::as_str)).await?;
+    let limits = max_message_bytes(config, &names.map(String::as_str)).await.unwrap_or_else(|error| {
+        tracing::warn!("{error}; Kafka's default is assumed");
+        BTreeMap::new()
+    });
     let destination = |topic: &str| Destination {
         topic: topic.into(),
         max_record_bytes: limits.get(topic).copied().unwrap_or(DEFAULT_MAX_MESSAGE_BYTES),
@@ -98,26 +121,43 @@ pub async fn inspect_topics(config: &Arc<Config>) -> Result<Topics> {
     })
 }
 
-/// `max.message.bytes` by topic, as far as the broker lets this user see it.
-async fn max_message_bytes(config: &Config, topics: &[&str]) -> Result<BTreeMap<String, usize>> {
+/// `max.message.bytes` by topic; Kafka's default for a topic of which the broker does not tell this user.
+///
+/// # Errors
+/// [`Error::Kafka`] where it tells nothing at all.
+pub async fn max_message_bytes(config: &Config, topics: &[&str]) -> Result<BTreeMap<String, usize>> {
     let admin: AdminClient<DefaultClientContext> = kafka::client_config(&config.sink_kafka.kafka, &[])
         .create()
         .map_err(Error::kafka("creating the admin client from [kafka] and [sink.kafka]"))?;
     let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-    let options = AdminOptions::new().request_timeout(Some(kafka::CALL_TIMEOUT));
-    let answers = match admin.describe_configs(&asked, &options).await {
-        Ok(answers) => answers,
-        Err(error) => {
-            tracing::warn!("the topics' max.message.bytes cannot be read ({error}); Kafka's default is assumed");
-            return Ok(BTreeMap::new());
-        }
-    };
+    let (properties, any) = (config.sink_kafka.kafka.clone(), config.sink_kafka.topic.clone());
+    let broker = kafka::blocking(move || kafka::answering_broker(kafka::probe(&properties)?.client(), &any)).await?;
+    let options = AdminOptions::new().request_timeout(Some(kafka::CALL_TIMEOUT)).broker_id(broker);
+    let answers = admin
+        .describe_configs(&asked, &options)
+        .await
+        .map_err(Error::kafka("reading the topics' max.message.bytes"))?;
     let mut limits = BTreeMap::new();
     for (topic, answer) in topics.iter().zip(answers) {
         let value = answer.ok().and_then(|found| found.get("max.message.bytes")?.value.clone()?.parse().ok());
         limits.insert(topic.to_string(), value.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES));
     }
     Ok(limits)
+}
+
+/// The producers' properties: the user's, with sizes that the topics take. librdkafka refuses larger messages than it is
+/// told of, and brokers larger batches than their topic allows.
+pub fn producer_properties(config: &Config, topics: &Topics) -> BTreeMap<String, String> {
+    let limits = [topics.output_to.max_record_bytes, topics.letters_to.max_record_bytes];
+    let largest = limits.into_iter().max().unwrap_or(DEFAULT_MAX_MESSAGE_BYTES);
+    let batch = limits.into_iter().min().unwrap_or(DEFAULT_MAX_MESSAGE_BYTES).min(1_000_000);
+    let mut properties = BTreeMap::clone(&config.sink_kafka.kafka);
+    properties.entry("message.max.bytes".into()).or_insert_with(|| largest.clamp(1_000, 1_000_000_000).to_string());
+    // Room for the largest record, or it would wait for ever.
+    let queue = (largest / 512).max(65_536);
+    properties.entry("queue.buffering.max.kbytes".into()).or_insert_with(|| queue.to_string());
+    properties.entry("batch.size".into()).or_insert_with(|| batch.max(1).to_string());
+    properties
 }
 
 /// Connects, with the session as the protocol needs it.
@@ -149,10 +189,8 @@ pub async fn compile(
     shape: &TableShape,
     topics: &Topics,
 ) -> Result<Engine> {
-    let transform =
-        Transform::compile(&mission.files, mission.campaigns.schema(), lookups, config.memory_limit).await?;
-    let output = transform.output_schema();
-    let conform = Conform::new(&output, shape, &mission.files.triggers.path)?;
+    let transform = compile_query(config, mission, lookups).await?;
+    let conform = fit(config, mission, &transform, shape)?;
     let schema = conform.schema().clone();
     let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
     let copy = CopyPlan {
@@ -161,11 +199,8 @@ pub async fn compile(
         schema: schema.clone(),
         types: conform.types().to_vec(),
     };
-    // Finds a wrong [sink.kafka] key now, not at the first row.
-    let key = config.sink_kafka.key.clone();
-    crate::sink::rows::RowProducer::new(&schema, topics.output_to.clone(), key.as_deref())?;
     Ok(Engine {
-        decoder: Decoder::new(&mission.campaigns, decode::Limits { max_value_bytes: config.batch.max_bytes }),
+        decoder: decoder(config, mission),
         transform,
         conform,
         copy,
@@ -173,9 +208,30 @@ pub async fn compile(
         source_topic: config.source.topic.clone(),
         sql_hash: mission.files.hash(),
         output_to: topics.output_to.clone(),
-        output_key: key,
+        output_key: config.sink_kafka.key.clone(),
         letters_to: topics.letters_to.clone(),
     })
+}
+
+/// The decoder of the declared campaigns.
+pub fn decoder(config: &Config, mission: &Mission) -> Decoder {
+    Decoder::new(&mission.campaigns, decode::Limits { max_value_bytes: config.batch.max_bytes })
+}
+
+/// Compiles `triggers.sql` over campaigns and lookup tables.
+pub async fn compile_query(config: &Config, mission: &Mission, lookups: &LookupSet) -> Result<Transform> {
+    Transform::compile(&mission.files, mission.campaigns.schema(), lookups, config.memory_limit).await
+}
+
+/// Checks the SELECT's columns against both sinks.
+pub fn fit(config: &Config, mission: &Mission, transform: &Transform, shape: &TableShape) -> Result<Conform> {
+    let conform =
+        Conform::new(&transform.output_schema(), shape, &mission.files.triggers.path, |name| transform.place(name))?;
+    // Finds a wrong [sink.kafka] key now, not at the first row.
+    let to =
+        Destination { topic: config.sink_kafka.topic.as_str().into(), max_record_bytes: DEFAULT_MAX_MESSAGE_BYTES };
+    RowProducer::new(conform.schema(), to, config.sink_kafka.key.as_deref())?;
+    Ok(conform)
 }
 
 /// Loads every lookup table once.
@@ -218,8 +274,31 @@ pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &T
     Ok(ledger)
 }
 
-/// Where each partition starts, by `[source] start`.
-fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>> {
+/// The group's offsets. A broker that has just become the group's coordinator, or is to become it, needs a moment.
+fn committed_offsets(consumer: &BaseConsumer, group: &str, asked: TopicPartitionList) -> Result<TopicPartitionList> {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    let deadline = Instant::now() + kafka::CALL_TIMEOUT;
+    loop {
+        let error = match consumer.committed_offsets(asked.clone(), kafka::CALL_TIMEOUT) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let settles = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+        );
+        if !settles || Instant::now() > deadline {
+            return Err(Error::kafka(format!("reading the offsets of group {group}"))(error));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Where each partition starts, by `[source] start`. Blocks; joins no group and commits nothing.
+///
+/// # Errors
+/// As for [`open_ledger`].
+pub fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>> {
     let topic = &config.source.topic;
     let consumer: BaseConsumer = kafka::client_config(
         &config.source.kafka,
@@ -235,9 +314,10 @@ fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>> {
     for partition in 0..partitions {
         asked.add_partition(topic, partition);
     }
-    let committed = consumer
-        .committed_offsets(asked, kafka::CALL_TIMEOUT)
-        .map_err(Error::kafka(format!("reading the offsets of group {}", config.source.group_id)))?;
+    let committed = committed_offsets(&consumer, &config.source.group_id, asked)?;
+    for element in committed.elements() {
+        element.error().map_err(Error::kafka(format!("reading the offsets of group {}", config.source.group_id)))?;
+    }
     let committed: BTreeMap<i32, i64> = committed
         .elements()
         .iter()

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use uuid::Uuid;
@@ -20,9 +21,14 @@ use crate::postgres::{self, Connection};
 use crate::sink::kafka::{OffsetCommit, Producer};
 use crate::source::Watcher;
 
+/// Producers opened at the same time to fence their namesakes.
+const FENCED_AT_ONCE: usize = 8;
+
 /// What a claim is made with.
 pub struct Claimant {
     pub config: Arc<Config>,
+    /// Properties of its producers.
+    pub producer: Arc<BTreeMap<String, String>>,
     pub ledger: Arc<Ledger>,
     /// The lane's two, new at each start of a process.
     pub transactional_ids: [String; 2],
@@ -37,7 +43,7 @@ pub struct Tenure {
     pub held: BTreeMap<i32, Held>,
     /// Parts whose Kafka commit was seen: to be deleted in the next Postgres transaction.
     pub confirmed: Vec<(Uuid, i32)>,
-    producers: [Arc<Producer>; 2],
+    producers: Vec<Arc<Producer>>,
     turn: usize,
 }
 
@@ -74,7 +80,13 @@ impl Tenure {
 
     /// To be called after each Kafka transaction.
     pub fn take_turns(&mut self) {
-        self.turn = 1 - self.turn;
+        self.turn = (self.turn + 1) % self.producers.len();
+    }
+
+    /// Whether the connection to Kafka was in trouble since the claim. librdkafka then repeats an EndTxn by itself, and a
+    /// late first one could end the producer's next transaction: no next one may be begun under this claim.
+    pub fn is_tainted(&self) -> bool {
+        self.producers.iter().any(|producer| producer.is_tainted())
     }
 
     /// Records that Postgres has committed these steps.
@@ -147,6 +159,14 @@ impl Tenure {
     }
 }
 
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        // A producer waits for its brokers when it goes, up to half a second: not on an async worker.
+        let producers = std::mem::take(&mut self.producers);
+        tokio::task::spawn_blocking(move || drop(producers));
+    }
+}
+
 /// The offsets that go into Kafka with these steps.
 pub fn offsets_of(steps: &[Step]) -> Vec<OffsetCommit> {
     steps
@@ -191,27 +211,27 @@ pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMeta
     }
     crate::step!("S13");
     fence_last_owners(claimant, &claimed).await?;
-    crate::step!("S14");
     let epochs: Vec<(i32, i64)> = claimed.iter().map(|claimed| (claimed.partition, claimed.progress.epoch)).collect();
+    // Nothing of the last owners can be open any more, so the note of their ids has done its work.
+    ledger.settle(&postgres, &epochs, &claimant.transactional_ids).await?;
+    crate::step!("S14");
     let mut tenure = Tenure {
         held: claimed.iter().map(|claimed| (claimed.partition, Held::of(claimed))).collect(),
         postgres,
         ledger: ledger.clone(),
         group,
         confirmed: Vec::new(),
-        producers: [Arc::new(a), Arc::new(b)],
+        producers: vec![Arc::new(a), Arc::new(b)],
         turn: 0,
     };
     let seen = look(claimant, claimed).await?;
     mend(&mut tenure, seen).await?;
-    // Last, so that the last owner's ids stay known until nothing of theirs can be open.
-    ledger.settle(&tenure.postgres, &epochs, &claimant.transactional_ids).await?;
     Ok(tenure)
 }
 
 async fn open(claimant: &Claimant, id: &str) -> Result<Producer> {
-    let (config, id) = (claimant.config.clone(), id.to_owned());
-    kafka::blocking(move || Producer::open(&config.sink_kafka.kafka, &id)).await
+    let (properties, id) = (claimant.producer.clone(), id.to_owned());
+    kafka::blocking(move || Producer::open(&properties, &id)).await
 }
 
 /// The topic may have been deleted and made anew while the job was running.
@@ -264,8 +284,8 @@ async fn fence_last_owners(claimant: &Claimant, claimed: &[Claimed]) -> Result<(
         .flat_map(|claimed| claimed.last_owner.iter().cloned())
         .filter(|id| !claimant.transactional_ids.contains(id))
         .collect();
-    let fencing = theirs.iter().map(|id| open(claimant, id));
-    futures::future::try_join_all(fencing).await.map(drop)
+    let fencing = futures::stream::iter(theirs).map(|id| async move { open(claimant, &id).await.map(drop) });
+    fencing.buffer_unordered(FENCED_AT_ONCE).try_collect().await
 }
 
 async fn look(claimant: &Claimant, claimed: Vec<Claimed>) -> Result<Vec<(i32, Seen)>> {

@@ -88,10 +88,10 @@ pub fn decide(place: &str, job: &str, seen: &Seen) -> Result<Decision> {
     }
 }
 
-const RESET: &str = "the group's offsets were reset, deleted or have expired while a batch was unconfirmed, or another job uses \
-    the group. The ledger alone cannot tell whether readers of the output topic have seen the batch: compare the topic \
-    with the stored rows, then set the group's offset back (its metadata too) or delete the partition's rows from the \
-    ledger's parts and chunks";
+const RESET: &str = "somebody reset or deleted the group's offsets, they expired, or another job uses the group; find out which, \
+    and stop the other job if there is one. Change nothing in the ledger before you know whether readers of the output topic \
+    have the stored batch: its rows are in the sink table, so look for one of them in the topic (read_committed). Only a batch \
+    that is there may have its rows deleted from the ledger's parts and chunks tables; one that is not has to be sent first";
 const RESTORED: &str = "Postgres was restored from a backup or failed over without its last commits. Rows after the ledger's \
     next_offset are in the output topic but not in the table: restore a newer state, or rebuild the rows from the topic \
     before the group's offset is set back";

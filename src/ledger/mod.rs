@@ -37,6 +37,8 @@
 //! | S16 | a refreshed lookup table taken for the next batch | read again, joined with what the lookup holds then: nothing was written |
 //! | S17 | progress without output advanced in Postgres, not yet in Kafka | Kafka lies between `last_output_to` and `next_offset`: the claim commits the latter |
 //!
+//! `S15.chunk` stands between two chunks of a stored part that is being sent again.
+//!
 //! Step names are failpoints in a build with the `failpoints` feature: `FAILPOINTS="S7=return"` ends the process there as if
 //! by kill -9. S9 stands right before the call that sends EndTxn and waits for its reply; S6 right after the message is
 //! handed to the connection.
@@ -52,6 +54,8 @@
 //!   transaction markers of its own last commit.
 //! - A message of which a sink refuses a row is taken out whole (see `job::refusal`) and becomes a dead letter; both transactions
 //!   are aborted and done again without it.
+//! - After any trouble on the producers' connections the lane claims anew before its next transaction: a repeated EndTxn that
+//!   comes late could otherwise end it half way.
 //! - A Kafka transaction not ready at half its timeout is given up; Postgres commits, and the rows are sent from the ledger.
 //! - A commit without output writes nothing: the next one's range is wider. Every 5 s, 100,000 messages, on revoke and on stop
 //!   progress alone is made durable.
@@ -60,7 +64,7 @@
 //!
 //! In this order: (a) our own transactional ids are initialised anew, which ends whatever of ours is in doubt; (b) the ledger's
 //! rows are taken under a new epoch; (c) the last owner's ids are fenced; (d) the group's stable offsets are read; (e) each
-//! partition is decided by the table in [`decide`]. The last owner's ids are taken out of the ledger only after (e): a crash
+//! partition is decided by the table in [`decide`]. The last owner's ids are taken out of the ledger only after (c): a crash
 //! between (b) and (c) would otherwise lose the only note of a transaction that may still be open. Only the partition's
 //! present owner sends its part again; a lock in Postgres is no fence for Kafka.
 

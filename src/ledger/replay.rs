@@ -1,7 +1,9 @@
 //! Sends stored parts to Kafka: the stored bytes, with nothing recomputed. Neither settings nor SQL, clock or lookup tables
 //! have a say; they may have changed since.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
@@ -32,10 +34,13 @@ pub async fn emit(
 ) -> Result<()> {
     let (chunks, inbox) = mpsc::channel(AHEAD);
     let topic = ledger.topic.clone();
+    let expected = parts.to_vec();
     let sending = kafka::blocking(move || {
         producer.begin()?;
-        send(&producer, inbox)?;
-        producer.acknowledged(kafka::TRANSACTION_TIMEOUT)?;
+        send(&producer, &expected, inbox)?;
+        if !producer.acknowledged(Instant::now() + kafka::TRANSACTION_TIMEOUT)? {
+            return Err(Error::Away { what: "Kafka did not acknowledge the records of a stored batch".into() });
+        }
         crate::step!("S15");
         producer.send_offsets(&topic, &offsets, group.get())?;
         producer.commit()
@@ -44,7 +49,8 @@ pub async fn emit(
         for part in parts {
             read(ledger, postgres, part, &chunks).await?;
         }
-        drop(chunks);
+        // Only this says that all is there: a channel that just closes is a re-emission that was given up.
+        let _ = chunks.send(Feed::End).await;
         Ok(())
     };
     tokio::try_join!(sending, reading)?;
@@ -52,9 +58,13 @@ pub async fn emit(
     Ok(())
 }
 
-type Stored = (PartHead, ChunkKind, Vec<u8>);
+enum Feed {
+    Chunk(PartHead, ChunkKind, Vec<u8>),
+    /// All chunks of all parts have come.
+    End,
+}
 
-async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Sender<Stored>) -> Result<()> {
+async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Sender<Feed>) -> Result<()> {
     if part.format > PART_FORMAT {
         return Err(Error::Halt {
             what: format!(
@@ -67,7 +77,8 @@ async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Se
     }
     let mut number = 0;
     while let Some((kind, body)) = ledger.chunk(postgres, part, number).await? {
-        if to.send((part.clone(), kind, body)).await.is_err() {
+        crate::step!("S15.chunk");
+        if to.send(Feed::Chunk(part.clone(), kind, body)).await.is_err() {
             // The sender has failed; its error is the one that counts.
             return Ok(());
         }
@@ -76,31 +87,52 @@ async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Se
     Ok(())
 }
 
-fn send(producer: &Producer, mut inbox: mpsc::Receiver<Stored>) -> Result<()> {
-    while let Some((part, kind, body)) = inbox.blocking_recv() {
-        let broken = |what: String| {
-            Error::Halt {
-            what: format!("the stored batch {} cannot be sent again: {what}", name(&part)),
-            remedy: "its rows are in the sink table but not confirmed in the output topic; please keep the ledger's parts and \
-                     chunks tables and report it"
-                .into(),
-        }
+fn send(producer: &Producer, parts: &[PartHead], mut inbox: mpsc::Receiver<Feed>) -> Result<()> {
+    let mut sent = BTreeMap::new();
+    loop {
+        let (part, kind, body) = match inbox.blocking_recv() {
+            Some(Feed::Chunk(part, kind, body)) => (part, kind, body),
+            Some(Feed::End) => break,
+            None => return Err(Error::Claim { what: "sending a stored batch again was given up on the way".into() }),
         };
-        let batch = chunk::unpack(&body).map_err(|error| broken(error.to_string()))?;
+        let batch = chunk::unpack(&body).map_err(|error| broken(&part, &error.to_string()))?;
+        let count: &mut (i64, i64) = sent.entry((part.commit_id, part.partition)).or_default();
         match kind {
             ChunkKind::Rows => {
+                count.0 += batch.num_rows() as i64;
                 // What the topic takes was checked when the rows were stored; should it take less now, the broker says so.
                 let to = Destination { topic: part.output_topic.as_str().into(), max_record_bytes: usize::MAX };
                 RowProducer::new(&batch.schema(), to, part.output_key.as_deref())?.produce(producer, &batch)?;
             }
             ChunkKind::Letters => {
-                for letter in dead_letter::from_record_batch(&batch).map_err(|error| broken(error.to_string()))? {
+                count.1 += batch.num_rows() as i64;
+                for letter in
+                    dead_letter::from_record_batch(&batch).map_err(|error| broken(&part, &error.to_string()))?
+                {
                     produce_letter(producer, &part.letter_topic, &letter)?;
                 }
             }
         }
     }
+    // Chunks that went missing must not pass for a batch that was sent.
+    for part in parts {
+        let (rows, letters) = sent.get(&(part.commit_id, part.partition)).copied().unwrap_or_default();
+        if (rows, letters) != (part.rows, part.letters) {
+            let stored = format!("{rows} rows and {letters} letters are stored of {} and {}", part.rows, part.letters);
+            return Err(broken(part, &stored));
+        }
+    }
     Ok(())
+}
+
+fn broken(part: &PartHead, what: &str) -> Error {
+    Error::Halt {
+        what: format!("the stored batch {} cannot be sent again: {what}", name(part)),
+        remedy:
+            "its rows are in the sink table but not confirmed in the output topic; keep the ledger's parts and chunks \
+                 tables as they are and report it"
+                .into(),
+    }
 }
 
 fn name(part: &PartHead) -> String {

@@ -67,13 +67,13 @@ pub struct PartHead {
     pub output_topic: String,
     pub output_key: Option<String>,
     pub letter_topic: String,
+    pub rows: i64,
+    pub letters: i64,
 }
 
 /// What a new part records beside its head.
 #[derive(Debug)]
 pub struct PartFacts {
-    pub rows: i64,
-    pub letters: i64,
     pub outcomes: serde_json::Value,
     pub triggered_at: std::time::SystemTime,
     pub sql_hash: String,
@@ -306,8 +306,8 @@ impl Ledger {
 
     async fn parts(&self, client: &Client, partitions: &[i32]) -> Result<Vec<PartHead>> {
         let sql = format!(
-            "SELECT commit_id, partition, from_offset, to_offset, format, previous_metadata, output_topic, output_key, letter_topic \
-             FROM {}.parts WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4) \
+            "SELECT commit_id, partition, from_offset, to_offset, format, previous_metadata, output_topic, output_key, letter_topic, \
+               rows, letters FROM {}.parts WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4) \
              ORDER BY partition, from_offset",
             self.schema
         );
@@ -327,6 +327,8 @@ impl Ledger {
                 output_topic: row.get(6),
                 output_key: row.get(7),
                 letter_topic: row.get(8),
+                rows: row.get(9),
+                letters: row.get(10),
             })
             .collect())
     }
@@ -387,8 +389,8 @@ impl Ledger {
                     &part.to,
                     &part.format,
                     &part.previous_metadata,
-                    &facts.rows,
-                    &facts.letters,
+                    &part.rows,
+                    &part.letters,
                     &facts.outcomes.to_string(),
                     &facts.triggered_at,
                     &facts.sql_hash,
@@ -415,7 +417,9 @@ impl Ledger {
         let [topic, stage, path, reason] = facts;
         let sql = format!(
             "INSERT INTO {}.letters (cluster_id, group_id, topic_id, partition, \"offset\", topic, body, stage, path, reason) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             ON CONFLICT (cluster_id, group_id, topic_id, partition, \"offset\") DO UPDATE \
+               SET topic = $6, body = $7, stage = $8, path = $9, reason = $10, created_at = now()",
             self.schema
         );
         client
@@ -547,6 +551,8 @@ impl PartHead {
             output_topic: "triggers".into(),
             output_key: None,
             letter_topic: "campaigns.dead_letters".into(),
+            rows: 1,
+            letters: 0,
         }
     }
 }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Result, Statistics, internal_err};
+use datafusion::common::{Result, Statistics, exec_datafusion_err, internal_err};
 use datafusion::datasource::TableType;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
@@ -21,6 +21,8 @@ use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+
+use super::table::{LookupSet, LookupTable};
 
 /// The most rows in a batch that the engine passes on.
 pub(crate) const BATCH_ROWS: usize = 8192;
@@ -34,13 +36,34 @@ pub(crate) struct BoundTable {
     schema: SchemaRef,
     /// An estimate that only decides which side of a join is held: the smaller one.
     rows: usize,
-    read: ReadBound,
+    rows_of: RowsOf,
+}
+
+/// Where the rows come from.
+#[derive(Clone, Copy)]
+enum RowsOf {
+    Run(ReadBound),
+    /// The lookup table of the same name in the run's [`LookupSet`], which may be read by index.
+    Lookup,
 }
 
 impl BoundTable {
+    /// Rows that `read` finds in what the run was given.
     pub(crate) fn new(name: impl Into<String>, schema: SchemaRef, rows: usize, read: ReadBound) -> Self {
-        Self { name: name.into(), schema, rows, read }
+        Self { name: name.into(), schema, rows, rows_of: RowsOf::Run(read) }
     }
+
+    /// The lookup table `name` of the [`LookupSet`] that the run's context has as an extension.
+    pub(crate) fn lookup(name: impl Into<String>, schema: SchemaRef, rows: usize) -> Self {
+        Self { name: name.into(), schema, rows, rows_of: RowsOf::Lookup }
+    }
+}
+
+/// The lookup table `name` that the run was given.
+pub(super) fn bound_lookup(context: &TaskContext, name: &str) -> Result<Arc<LookupTable>> {
+    let set = context.session_config().get_extension::<LookupSet>();
+    let table = set.as_ref().and_then(|set| set.get(name));
+    Ok(Arc::clone(table.ok_or_else(|| exec_datafusion_err!("the run has no lookup table {name}"))?))
 }
 
 impl fmt::Debug for BoundTable {
@@ -67,7 +90,7 @@ impl TableProvider for BoundTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let columns = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
-        Ok(Arc::new(BoundScan::try_new(self.name.clone(), &self.schema, columns, self.rows, self.read)?))
+        Ok(Arc::new(BoundScan::try_new(self.name.clone(), &self.schema, columns, self.rows, self.rows_of)?))
     }
 }
 
@@ -77,7 +100,7 @@ pub(crate) struct BoundScan {
     name: String,
     columns: Vec<usize>,
     rows: usize,
-    read: ReadBound,
+    rows_of: RowsOf,
     properties: Arc<PlanProperties>,
 }
 
@@ -87,7 +110,7 @@ impl BoundScan {
         schema: &SchemaRef,
         columns: Vec<usize>,
         rows: usize,
-        read: ReadBound,
+        rows_of: RowsOf,
     ) -> Result<BoundScan> {
         let projected = Arc::new(schema.project(&columns)?);
         let properties = PlanProperties::new(
@@ -96,7 +119,12 @@ impl BoundScan {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Ok(BoundScan { name, columns, rows, read, properties: Arc::new(properties) })
+        Ok(BoundScan { name, columns, rows, rows_of, properties: Arc::new(properties) })
+    }
+
+    /// The table's name and the columns that are read of it, if it is a lookup table.
+    pub(super) fn lookup(&self) -> Option<(&str, &[usize])> {
+        matches!(self.rows_of, RowsOf::Lookup).then_some((self.name.as_str(), self.columns.as_slice()))
     }
 }
 
@@ -154,7 +182,10 @@ impl ExecutionPlan for BoundScan {
         if partition != 0 {
             return internal_err!("{self:?} has one partition, not {partition}");
         }
-        let batches = (self.read)(&context, &self.name)?;
+        let batches = match self.rows_of {
+            RowsOf::Run(read) => read(&context, &self.name)?,
+            RowsOf::Lookup => bound_lookup(&context, &self.name)?.batches.clone(),
+        };
         let schema = self.schema();
         let columns = self.columns.clone();
         let projected = Arc::clone(&schema);

@@ -112,7 +112,13 @@ fn refused(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
         problem.push_str("; ");
         problem.push_str(detail);
     }
-    let remedy = db.hint().unwrap_or("correct the query; it runs in Postgres, as the job's user").to_owned();
+    let missing = matches!(db.code().code(), "42P01" | "3F000");
+    let remedy = db.hint().unwrap_or(if missing {
+        "correct the name, or create it: `dinnerbell init` runs the DDL in sql/postgres"
+    } else {
+        "correct the query; it runs in Postgres, as the job's user"
+    });
+    let remedy = remedy.to_owned();
     Error::Sql { file: query.file.clone(), line: Some(line), column: Some(column), problem, remedy }
 }
 

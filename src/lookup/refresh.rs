@@ -19,6 +19,7 @@ use crate::{Error, Result};
 pub struct LookupStatus {
     pub name: String,
     pub rows: u64,
+    /// Memory held by the rows and their indexes, in bytes.
     pub bytes: u64,
     pub age: Duration,
 }
@@ -51,7 +52,7 @@ impl Lookups {
         let status = |table: &LookupTable| LookupStatus {
             name: table.name.clone(),
             rows: table.rows,
-            bytes: table.bytes,
+            bytes: table.bytes + table.index_bytes(),
             age: table.loaded_at.elapsed(),
         };
         set.tables().map(|table| status(table)).collect()
@@ -110,6 +111,10 @@ impl Lookups {
                 });
             }
         }
+        // Runs go on with the old set meanwhile. An index that could not be built is built, or its error reported, by
+        // the run that needs it.
+        let new = set.clone();
+        let _ = tokio::task::spawn_blocking(move || new.index_as(&old)).await;
         self.current.send_replace(set);
         Ok(())
     }

@@ -1,41 +1,33 @@
-//! Against a real Postgres, named by DATABASE_URL: `cargo test --lib lookup -- --ignored`.
+//! Against a real Postgres.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, TimeUnit};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use super::*;
-use crate::{Error, Result};
-
-async fn connect() -> Result<Client> {
-    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL");
-    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.map_err(Error::postgres("connecting"))?;
-    tokio::spawn(connection);
-    Ok(client)
-}
+use crate::Error;
+use crate::testdb::{TestDb, connect};
 
 fn query(name: &str, sql: &str) -> LookupQuery {
     LookupQuery { name: name.to_owned(), file: PathBuf::from(format!("lookups/{name}.sql")), sql: sql.to_owned() }
 }
 
-async fn refusal(sql: &str) -> String {
-    let client = connect().await.expect("a server");
-    let error = load(&client, &query("t", sql), |_, _| {}).await.expect_err("it is refused");
+async fn refusal(db: &TestDb, sql: &str) -> String {
+    let error = load(&db.client, &query("t", sql), |_, _| {}).await.expect_err("it is refused");
     format!("{error} | {}", error.remedy().unwrap_or_default())
 }
 
 #[tokio::test]
-#[ignore = "needs DATABASE_URL"]
 async fn every_type_and_a_trailing_comment() {
-    let client = connect().await.expect("a server");
+    let TestDb { client, .. } = &TestDb::start().await;
     let sql = "SELECT 'é'::text AS a, 'b'::varchar AS b, 'c'::char(3) AS c, 'd'::name AS d, 1::int2 AS e, 2::int4 AS f,
         3::int8 AS g, 1.5::float4 AS h, 2.5::float8 AS i, true AS j, '2022-07-31'::date AS k,
         '2022-07-31 22:00:28'::timestamp AS l, '2022-07-31 22:00:28+00'::timestamptz AS m,
         '023e4567-e89b-12d3-a456-426614174000'::uuid AS n, NULL::text AS o, ';' AS p; -- the end;";
-    let table = load(&client, &query("t", sql), |_, _| {}).await.expect("it loads");
+    let table = load(client, &query("t", sql), |_, _| {}).await.expect("it loads");
     let [batch] = table.batches.as_slice() else { panic!("{} batches", table.batches.len()) };
     let json = {
         let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
@@ -55,49 +47,43 @@ async fn every_type_and_a_trailing_comment() {
 }
 
 #[tokio::test]
-#[ignore = "needs DATABASE_URL"]
 async fn what_postgres_refuses_has_a_place_in_the_file() {
+    let db = TestDb::start().await;
     assert_eq!(
-        refusal("SELECT 1 AS a,\n  nam FROM pg_database;").await,
+        refusal(&db, "SELECT 1 AS a,\n  nam FROM pg_database;").await,
         "lookups/t.sql:2:3: Postgres says: column \"nam\" does not exist (SQLSTATE 42703) | \
          correct the query; it runs in Postgres, as the job's user"
     );
     assert_eq!(
-        refusal("SELECT 1.5 AS price").await,
+        refusal(&db, "SELECT 1.5 AS price").await,
         "lookups/t.sql: column price is of type numeric, which a lookup table cannot hold | \
          cast it to text: price::text AS price"
     );
-    let two = refusal("SELECT 1; SELECT 2").await;
+    let two = refusal(&db, "SELECT 1; SELECT 2").await;
     assert!(two.contains("cannot insert multiple commands"), "{two}");
-    let none = refusal("-- nothing\n").await;
+    let none = refusal(&db, "-- nothing\n").await;
     assert!(none.contains("this returns no columns"), "{none}");
 }
 
 #[tokio::test]
-#[ignore = "needs DATABASE_URL"]
 async fn a_lookup_cannot_write() {
-    let client = connect().await.expect("a server");
+    let TestDb { client, .. } = &TestDb::start().await;
     client.batch_execute("CREATE TEMP SEQUENCE s").await.expect("a sequence");
-    client.batch_execute("CREATE TABLE IF NOT EXISTS lookup_target (a int)").await.expect("a table");
+    client.batch_execute("CREATE TABLE lookup_target (a int)").await.expect("a table");
     let sql = "WITH x AS (INSERT INTO lookup_target VALUES (1) RETURNING a) SELECT a FROM x";
-    let error = load(&client, &query("t", sql), |_, _| {}).await.expect_err("it writes");
+    let error = load(client, &query("t", sql), |_, _| {}).await.expect_err("it writes");
     assert!(error.to_string().contains("read-only transaction"), "{error}");
     // The transaction is over: the same client can go on.
-    load(&client, &query("t", "SELECT 1 AS a"), |_, _| {}).await.expect("it loads");
-    client.batch_execute("DROP TABLE lookup_target").await.expect("gone");
+    load(client, &query("t", "SELECT 1 AS a"), |_, _| {}).await.expect("it loads");
 }
 
 #[tokio::test]
-#[ignore = "needs DATABASE_URL"]
 async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
-    let boxed = || async { connect().await.map(Box::new) };
-    let client = connect().await.expect("a server");
-    client
-        .batch_execute("DROP TABLE IF EXISTS refreshed; CREATE TABLE refreshed AS SELECT 'a' AS a")
-        .await
-        .expect("ok");
+    let db = &TestDb::start().await;
+    let (client, boxed) = (&db.client, || async { connect(&db.url).await.map(Box::new) });
+    client.batch_execute("CREATE TABLE refreshed AS SELECT 'a' AS a").await.expect("ok");
     let queries = vec![query("one", "SELECT a FROM refreshed"), query("two", "SELECT a FROM refreshed")];
-    let lookups = Lookups::load(&client, queries, |_, _, _| {}).await.expect("it loads");
+    let lookups = Lookups::load(client, queries, |_, _, _| {}).await.expect("it loads");
     let first = lookups.current();
     client.batch_execute("INSERT INTO refreshed VALUES ('b')").await.expect("ok");
     lookups.refresh(&boxed).await.expect("it refreshes");
@@ -120,16 +106,15 @@ async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
 }
 
 #[tokio::test]
-#[ignore = "needs DATABASE_URL; LOOKUP_ROWS says how many"]
 async fn a_big_table_loads() {
-    let rows: u64 = std::env::var("LOOKUP_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
-    let client = connect().await.expect("a server");
+    let rows: u64 = 300_000;
+    let TestDb { client, .. } = &TestDb::start().await;
     let sql = format!(
         "SELECT '123e4567-e89b-12d3-a456-' || lpad((i % 1000)::text, 12, '0') AS restaurant_id,
                 '023e4567-e89b-12d3-a456-' || lpad(i::text, 12, '0') AS client_id FROM generate_series(1, {rows}) i"
     );
     let (started, mut calls) = (Instant::now(), 0);
-    let table = load(&client, &query("big", &sql), |_, _| calls += 1).await.expect("it loads");
+    let table = load(client, &query("big", &sql), |_, _| calls += 1).await.expect("it loads");
     println!("{} rows, {} MiB, {:?}, {calls} calls", table.rows, table.bytes >> 20, started.elapsed());
     assert_eq!(table.rows, rows);
     assert!(calls > 1);

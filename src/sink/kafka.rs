@@ -4,6 +4,7 @@
 //! transaction leaves it open: the next `init_transactions` of the same transactional id aborts it at once.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as RecordHeader, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
@@ -25,12 +26,16 @@ use crate::kafka;
 /// own flush, which polls every 100 ms.
 const ACK_POLL: Duration = Duration::from_millis(1);
 
+/// How long one try of an abort lasts before reports are read again.
+const ABORT_STEP: Duration = Duration::from_millis(100);
+
 /// What a record costs beside key, value and headers, at most: batch header 61, record header with varints 21 or less.
 const RECORD_OVERHEAD: usize = 128;
 
 /// A transactional producer whose `init_transactions` has succeeded.
 pub struct Producer {
     producer: BaseProducer<Failures>,
+    given_up: AtomicBool,
     pub transactional_id: String,
 }
 
@@ -50,12 +55,9 @@ impl Producer {
     pub fn open(user: &BTreeMap<String, String>, transactional_id: &str) -> Result<Producer> {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
-        for (key, value) in [
-            ("queue.buffering.max.kbytes", "65536"),
-            ("queue.buffering.max.messages", "1000000"),
-            ("linger.ms", "5"),
-            ("compression.type", "lz4"),
-        ] {
+        for (key, value) in
+            [("queue.buffering.max.messages", "1000000"), ("linger.ms", "5"), ("compression.type", "lz4")]
+        {
             user.entry(key.into()).or_insert_with(|| value.into());
         }
         let owned = [
@@ -70,16 +72,37 @@ impl Producer {
             .create_with_context(Failures::default())
             .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
         if let Err(error) = producer.init_transactions(Timeout::After(kafka::CALL_TIMEOUT)) {
+            // Serves the callback that tells why.
+            producer.poll(Duration::ZERO);
             return Err(producer.context().explain(doing, error));
         }
-        Ok(Producer { producer, transactional_id: transactional_id.into() })
+        producer.poll(Duration::ZERO);
+        producer.context().forget();
+        Ok(Producer { producer, given_up: AtomicBool::new(false), transactional_id: transactional_id.into() })
     }
 
     pub fn client(&self) -> &Client<impl ClientContext + use<>> {
         self.producer.client()
     }
 
+    /// Gives the open transaction up: records are dropped from here on, nobody waits for acknowledgements, and only an
+    /// abort can follow. Heard by a thread that waits in [`Producer::produce`] or [`Producer::acknowledged`].
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
+    }
+
+    fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::SeqCst)
+    }
+
+    /// Whether the connections were in trouble since the producer was opened.
+    pub fn is_tainted(&self) -> bool {
+        self.producer.poll(Duration::ZERO);
+        self.producer.context().tainted.load(Ordering::SeqCst)
+    }
+
     pub fn begin(&self) -> Result<()> {
+        self.given_up.store(false, Ordering::SeqCst);
         self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
     }
 
@@ -98,7 +121,7 @@ impl Producer {
         record.key = key;
         record.payload = value;
         record.headers = headers;
-        loop {
+        while !self.has_given_up() {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
@@ -106,28 +129,31 @@ impl Producer {
                     self.producer.poll(ACK_POLL);
                     self.producer.context().check(topic)?;
                 }
-                Err((error, _)) => return Err(self.producer.context().explain(format!("producing to {topic}"), error)),
+                Err((error, _)) => {
+                    return Err(self.producer.context().explain(format!("producing to {topic}"), error));
+                }
             }
         }
+        Ok(())
     }
 
-    /// Waits until Kafka has acknowledged every record of the transaction.
+    /// Waits until Kafka has acknowledged every record of the transaction; false at the deadline, or once it is given up.
     ///
     /// # Errors
-    /// The first record's that failed; [`Error::Away`] after `limit`.
-    pub fn acknowledged(&self, limit: Duration) -> Result<()> {
-        let deadline = Instant::now() + limit;
+    /// The first record's that failed.
+    pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
         // Sends what lingers at once; its own wait is of no use here.
         let _ = self.producer.flush(Duration::ZERO);
         while self.producer.in_flight_count() > 0 {
             self.producer.poll(ACK_POLL);
             self.producer.context().check("the transaction")?;
-            if Instant::now() > deadline {
-                return Err(Error::Away { what: format!("Kafka acknowledged no records for {limit:?}") });
+            if self.has_given_up() || Instant::now() >= deadline {
+                return Ok(false);
             }
         }
         self.producer.poll(Duration::ZERO);
-        self.producer.context().check("the transaction")
+        self.producer.context().check("the transaction")?;
+        Ok(!self.has_given_up())
     }
 
     /// Adds offsets to the transaction under a membership captured by the polling thread.
@@ -149,6 +175,9 @@ impl Producer {
     /// Ends the transaction. Without a time limit: past this call only the broker knows the outcome, and an abort after
     /// it would be a guess.
     pub fn commit(&self) -> Result<()> {
+        if self.has_given_up() {
+            return Err(Error::Claim { what: "a Kafka transaction that was given up must not be committed".into() });
+        }
         self.producer.commit_transaction(Timeout::Never).map_err(|error| Error::Claim {
             what: format!("committing the Kafka transaction of {}: {error}", self.transactional_id),
         })
@@ -156,7 +185,16 @@ impl Producer {
 
     /// Aborts a transaction whose commit was never attempted.
     pub fn abort(&self) -> Result<()> {
-        let outcome = self.producer.abort_transaction(Timeout::Never);
+        // librdkafka reports each record that it throws away, and its abort waits until all reports are read: by our
+        // polls, so one long wait would never end.
+        self.producer.purge(PurgeConfig::default().queue());
+        let outcome = loop {
+            self.producer.poll(ACK_POLL);
+            match self.producer.abort_transaction(ABORT_STEP) {
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) => {}
+                outcome => break outcome,
+            }
+        };
         self.producer.context().clear();
         outcome.map_err(Error::kafka("aborting a Kafka transaction"))
     }
@@ -167,6 +205,7 @@ impl Producer {
 struct Failures {
     record: Mutex<Option<KafkaError>>,
     client: Mutex<Option<KafkaError>>,
+    tainted: AtomicBool,
 }
 
 impl Failures {
@@ -180,6 +219,14 @@ impl Failures {
     fn clear(&self) {
         if let Ok(mut failure) = self.record.lock() {
             *failure = None;
+        }
+    }
+
+    /// What happened while the producer was being opened is over.
+    fn forget(&self) {
+        self.tainted.store(false, Ordering::SeqCst);
+        if let Ok(mut cause) = self.client.lock() {
+            *cause = None;
         }
     }
 
@@ -200,6 +247,7 @@ impl ClientContext for Failures {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, reason, "producer");
+        self.tainted.store(true, Ordering::SeqCst);
         if let Ok(mut cause) = self.client.lock() {
             *cause = Some(error);
         }

@@ -210,14 +210,18 @@ impl Copy {
     }
 }
 
-/// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54)
-/// and what a trigger raises (P0). Not the rows' fault: an exhausted sequence, or a unique key over columns that the job
-/// does not write, such as a serial id whose sequence lags behind.
+/// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54) and
+/// what a trigger raises (P0). Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
+/// job does not write (a serial id whose sequence lags behind, a column that was added); a missing partition of the table.
 pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
     let Error::Postgres { source, .. } = error else { return None };
     let db = source.as_db_error()?;
     let code = db.code().code();
     if !matches!(&code[..2], "22" | "23" | "54" | "P0") || code == "2200H" {
+        return None;
+    }
+    let ours = |column: Option<&str>| column.is_some_and(|column| columns.iter().any(|written| written == column));
+    if (code == "23502" && !ours(db.column())) || (code == "23514" && db.constraint().is_none()) {
         return None;
     }
     if code == "23505" && !key_columns(db.detail()).is_some_and(|key| key.iter().any(|column| columns.contains(column)))

@@ -49,8 +49,8 @@ impl Reading {
     /// Takes what is there, without waiting, up to `limits`; empty if nothing is.
     ///
     /// # Errors
-    /// The partition, its position, and what librdkafka says of it. Nothing that was taken before is lost to the
-    /// ledger: an error leads to a new claim or a halt, and reading starts again at the ledger's offset.
+    /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
+    /// to this reading, which must end; the next one starts at the ledger's offsets.
     pub fn assemble(&mut self, limits: &Limits) -> Result<Vec<MicroBatch>, (i32, i64, KafkaError)> {
         let count = self.partitions.len();
         let mut builders: Vec<MessagesBuilder> = (0..count).map(|_| MessagesBuilder::default()).collect();

@@ -8,10 +8,10 @@
 //! A new assignment is accepted empty; reading starts when the lane has claimed the partitions in the ledger and says
 //! from which offsets. Offsets never come from the group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::bindings as ffi;
@@ -27,7 +27,7 @@ use tokio::sync::mpsc as async_mpsc;
 use super::assembly::{Limits, Reading};
 use super::{Header, MicroBatch};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Action, Error, Result};
 use crate::kafka::{self, GroupMetadata};
 
 /// How long a revoked partition waits for the commit in flight. The group waits with it, so it is well below
@@ -80,17 +80,19 @@ pub struct Source {
     consumer: Arc<BaseConsumer<Watcher>>,
     thread: std::thread::JoinHandle<()>,
     readings: u64,
+    /// Events that came while only urgent ones were wanted.
+    deferred: VecDeque<Event>,
 }
 
 impl Source {
-    /// Joins the group and starts polling.
+    /// Joins the group, as the process's member number `lane`, and starts polling. `partitions` is how many the topic has.
     ///
     /// # Errors
     /// [`Error::Kafka`] where librdkafka refuses a property.
-    pub fn open(config: &Config) -> Result<Source> {
+    pub fn open(config: &Config, lane: usize, partitions: i32) -> Result<Source> {
         let (to_lane, events) = async_mpsc::unbounded_channel();
         let (commands, inbox) = mpsc::channel();
-        let consumer = Arc::new(create(config, to_lane.clone(), commands.clone())?);
+        let consumer = Arc::new(create(config, lane, partitions, to_lane.clone(), commands.clone())?);
         consumer
             .subscribe(&[&config.source.topic])
             .map_err(Error::kafka(format!("subscribing to {}", config.source.topic)))?;
@@ -104,11 +106,29 @@ impl Source {
             .name("kafka-poll".into())
             .spawn(move || polled.run(inbox))
             .map_err(Error::io("starting the polling thread"))?;
-        Ok(Source { commands, events, consumer, thread, readings: 0 })
+        Ok(Source { commands, events, consumer, thread, readings: 0, deferred: VecDeque::new() })
     }
 
     /// The next event; never ends before [`Source::close`].
     pub async fn next(&mut self) -> Event {
+        match self.deferred.pop_front() {
+            Some(event) => event,
+            None => self.receive().await,
+        }
+    }
+
+    /// The next revocation, or error that needs a person. Other events meanwhile are kept for [`Source::next`].
+    pub async fn next_urgent(&mut self) -> Event {
+        loop {
+            match self.receive().await {
+                event @ Event::Revoked { .. } => return event,
+                Event::Failed(error) if error.action() == Action::Halt => return Event::Failed(error),
+                event => self.deferred.push_back(event),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Event {
         self.events.recv().await.unwrap_or_else(|| {
             Event::Failed(Error::Halt {
                 what: "the polling thread has ended".into(),
@@ -120,6 +140,8 @@ impl Source {
     /// Starts reading at these offsets and says under which number its cycles come. Ignored if the assignment of `session` is gone by then.
     pub fn start(&mut self, session: u64, positions: Vec<(i32, i64)>) -> u64 {
         self.readings += 1;
+        // Cycles and failures of what was read before mean nothing to the new reading.
+        self.deferred.retain(|event| matches!(event, Event::Assigned { .. }));
         let _ = self.commands.send(Command::Start { session, reading: self.readings, positions });
         self.readings
     }
@@ -147,9 +169,13 @@ impl Source {
 
 fn create(
     config: &Config,
+    lane: usize,
+    partitions: i32,
     to_lane: async_mpsc::UnboundedSender<Event>,
     commands: mpsc::Sender<Command>,
 ) -> Result<BaseConsumer<Watcher>> {
+    // 64 MiB in all: librdkafka counts each partition's queue for itself, and its default is 64 MB for each.
+    let queued = (65_536 / partitions.max(1)).max(1_024).to_string();
     let session_timeout = kafka::SESSION_TIMEOUT.as_millis().to_string();
     let mut owned = vec![
         ("group.id", config.source.group_id.as_str()),
@@ -160,15 +186,15 @@ fn create(
         ("partition.assignment.strategy", "range"),
         ("group.protocol", "classic"),
     ];
-    if let Some(instance) = &config.job.instance {
+    // Each lane is a member of its own.
+    let instance = config.job.instance.as_ref().map(|instance| format!("{instance}.{lane}"));
+    if let Some(instance) = &instance {
         owned.push(("group.instance.id", instance));
     }
     let mut user: BTreeMap<String, String> = BTreeMap::clone(&config.source.kafka);
     for (key, value) in [
         ("session.timeout.ms", session_timeout.as_str()),
-        // 64 MiB in all instead of librdkafka's 64 MB a partition.
-        ("queued.max.messages.kbytes", "65536"),
-        ("fetch.wait.max.ms", "100"),
+        ("queued.max.messages.kbytes", &queued),
         ("statistics.interval.ms", "5000"),
     ] {
         user.entry(key.into()).or_insert_with(|| value.into());
@@ -180,6 +206,8 @@ fn create(
         assigned: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         ends: Mutex::new(BTreeMap::new()),
+        refused_since: Mutex::new(None),
+        down: AtomicBool::new(false),
         waker: waker.clone(),
     };
     let mut consumer: BaseConsumer<Watcher> = kafka::client_config(&user, &owned)
@@ -213,10 +241,33 @@ pub struct Watcher {
     closing: AtomicBool,
     /// The end of each partition as a `read_committed` reader sees it, from librdkafka's statistics.
     ends: Mutex<BTreeMap<i32, i64>>,
+    refused_since: Mutex<Option<Instant>>,
+    /// All brokers are down and the lane knows.
+    down: AtomicBool,
     waker: Waker,
 }
 
+/// A broker that dies in the middle of a handshake looks like one that refuses the credentials: a member that has worked
+/// before believes it only after so long.
+const REFUSED_FOR_GOOD: Duration = Duration::from_secs(30);
+
 impl Watcher {
+    fn is_refused_for_good(&self) -> bool {
+        if self.session.load(Ordering::SeqCst) == 0 {
+            return true;
+        }
+        let Ok(mut since) = self.refused_since.lock() else { return true };
+        since.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR_GOOD
+    }
+
+    /// The brokers answer: whatever was wrong before is not any more.
+    fn works(&self) {
+        self.down.store(false, Ordering::SeqCst);
+        if let Ok(mut since) = self.refused_since.lock() {
+            *since = None;
+        }
+    }
+
     fn tell(&self, event: Event) {
         if let Ok(to_lane) = self.to_lane.lock() {
             let _ = to_lane.send(event);
@@ -240,7 +291,10 @@ impl ClientContext for Watcher {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, reason, "consumer");
-        if Error::kafka("consuming")(error.clone()).action() == crate::error::Action::Halt {
+        let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
+        let refused = Error::kafka("")(error.clone()).action() == Action::Halt;
+        let news = all_down && !self.down.swap(true, Ordering::SeqCst);
+        if news || (refused && self.is_refused_for_good()) {
             self.tell(Event::Failed(Error::kafka(format!("consuming: {reason}"))(error)));
         }
     }
@@ -311,6 +365,9 @@ impl Polled {
                 Command::Wake => self.consumer.context().waker.pending.store(false, Ordering::SeqCst),
                 Command::Fetch => wanted = true,
                 Command::Start { session, reading: number, positions } if self.is_current(session) => {
+                    // First, because its queues are the new reading's: dropped later, they would take its wake-ups along.
+                    reading = None;
+                    wanted = false;
                     match self.start(session, number, &positions) {
                         Ok(started) => reading = Some(started),
                         Err(error) => self.tell(Event::Failed(error)),
@@ -343,7 +400,9 @@ impl Polled {
         }
     }
 
+    /// Called after a claim, for which the brokers have answered.
     fn start(&self, session: u64, number: u64, positions: &[(i32, i64)]) -> Result<Reading> {
+        self.consumer.context().works();
         let mut assignment = TopicPartitionList::new();
         let mut reading = Reading::new(session, number);
         for &(partition, offset) in positions {
@@ -363,16 +422,19 @@ impl Polled {
 
     /// Assembles a cycle if anything is there. True once the lane has its answer.
     fn hand_out(&self, reading: &mut Option<Reading>) -> bool {
-        let Some(reading) = reading else { return false };
-        match reading.assemble(&self.limits) {
+        let Some(current) = reading else { return false };
+        match current.assemble(&self.limits) {
             Ok(batches) if batches.is_empty() => false,
             Ok(batches) => {
                 crate::step!("S0");
                 let group = GroupMetadata::capture(&self.consumer);
-                self.tell(Event::Cycle(Cycle { reading: reading.number, batches, group }));
+                self.consumer.context().works();
+                self.tell(Event::Cycle(Cycle { reading: current.number, batches, group }));
                 true
             }
             Err((partition, position, error)) => {
+                // What was taken before the error is gone from the queues: reading on would leave a hole.
+                *reading = None;
                 self.tell(Event::Failed(self.explain(partition, position, error)));
                 true
             }
@@ -397,7 +459,7 @@ impl Polled {
         let error = Error::kafka(format!("consuming {}", self.topic))(error);
         match error.action() {
             // librdkafka reconnects and rejoins by itself.
-            crate::error::Action::Retry => tracing::debug!(target: "librdkafka", "{error}"),
+            Action::Retry => tracing::debug!(target: "librdkafka", "{error}"),
             _ => self.tell(Event::Failed(error)),
         }
     }

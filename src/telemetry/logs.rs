@@ -11,8 +11,13 @@ const DEFAULT_FILTER: &str = "info,librdkafka=warn,rdkafka=warn";
 
 /// Starts logging for the whole process; `RUST_LOG` overrides what is shown. Once per process.
 pub fn init() -> Result<()> {
+    init_with(DEFAULT_FILTER)
+}
+
+/// As [`init`], with another filter where `RUST_LOG` says nothing.
+pub fn init_with(default_filter: &str) -> Result<()> {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
-    let filter = if wanted.trim().is_empty() { DEFAULT_FILTER } else { wanted.as_str() };
+    let filter = if wanted.trim().is_empty() { default_filter } else { wanted.as_str() };
     let filter = EnvFilter::try_new(filter).map_err(|error| Error::Setting {
         key: "RUST_LOG".into(),
         problem: error.to_string(),

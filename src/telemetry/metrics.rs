@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::dead_letter;
+use crate::dead_letter::Stage;
 use crate::{Error, Result};
 
 const MESSAGES_IN: &str = "dinnerbell_messages_in_total";
@@ -73,17 +73,7 @@ impl BatchStage {
     }
 }
 
-const LETTER_STAGES: [dead_letter::Stage; 4] =
-    [dead_letter::Stage::Decode, dead_letter::Stage::Encode, dead_letter::Stage::Postgres, dead_letter::Stage::Kafka];
-
-fn letter_label(stage: dead_letter::Stage) -> &'static str {
-    match stage {
-        dead_letter::Stage::Decode => "decode",
-        dead_letter::Stage::Encode => "encode",
-        dead_letter::Stage::Postgres => "postgres",
-        dead_letter::Stage::Kafka => "kafka",
-    }
-}
+const LETTER_STAGES: [Stage; 5] = [Stage::Decode, Stage::Transform, Stage::Encode, Stage::Postgres, Stage::Kafka];
 
 /// Makes all metrics of this process readable through the handle, and registers those that are known by now; again, the
 /// same handle. Until then, all functions here do nothing. The reader must call `run_upkeep` every few seconds, as
@@ -129,7 +119,7 @@ fn register() {
         counter!(RECONNECTS, "server" => server.label()).absolute(0);
     }
     for stage in LETTER_STAGES {
-        counter!(DEAD_LETTERS, "stage" => letter_label(stage)).absolute(0);
+        counter!(DEAD_LETTERS, "stage" => stage.as_str()).absolute(0);
     }
     for stage in BatchStage::ALL {
         let _ = histogram!(BATCH_SECONDS, "stage" => stage.label());
@@ -162,8 +152,8 @@ pub fn rows(sink: Server, count: u64) {
     counter!(ROWS, "sink" => sink.label()).increment(count);
 }
 
-pub fn dead_letters(stage: dead_letter::Stage, count: u64) {
-    counter!(DEAD_LETTERS, "stage" => letter_label(stage)).increment(count);
+pub fn dead_letters(stage: Stage, count: u64) {
+    counter!(DEAD_LETTERS, "stage" => stage.as_str()).increment(count);
 }
 
 pub fn batch_seconds(stage: BatchStage, took: Duration) {
@@ -244,7 +234,7 @@ mod tests {
             messages_in(3);
             messages("triggered", 2);
             rows(Server::Kafka, 7);
-            dead_letters(dead_letter::Stage::Postgres, 1);
+            dead_letters(Stage::Postgres, 1);
             batch_seconds(BatchStage::Decode, Duration::from_millis(2));
             commit();
             consumer_lag(4, Some(10));

@@ -24,7 +24,7 @@ use datafusion::sql::sqlparser::ast::{Query, Statement};
 use super::carry::carry;
 use super::clock::Clock;
 use super::{CAMPAIGNS, ROW};
-use crate::lookup::{BATCH_ROWS, BoundTable, LookupSet};
+use crate::lookup::{BATCH_ROWS, BoundTable, LookupSet, optimizer_rules};
 
 /// What the planner takes a micro-batch to hold, and what it adds to a lookup's rows: between campaigns and a lookup,
 /// the campaigns are always the side that a join holds in memory.
@@ -48,7 +48,7 @@ struct MicroBatch(RecordBatch);
 /// A plan that can run again and again, but once at a time: its clock and its operators' state are its own.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    plan: Arc<dyn ExecutionPlan>,
+    pub(super) plan: Arc<dyn ExecutionPlan>,
     clock: Clock,
     config: SessionConfig,
     runtime: Arc<RuntimeEnv>,
@@ -119,17 +119,14 @@ impl Engine {
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
+            .with_physical_optimizer_rules(optimizer_rules())
             .build();
         let context = SessionContext::new_with_state(state);
         clock.functions().into_iter().for_each(|function| context.register_udf(function));
         context.register_table(CAMPAIGNS, campaigns_table(Arc::clone(&self.campaigns)))?;
         for (name, schema, rows) in &self.lookups {
             let rows = rows.saturating_add(LOOKUP_ROWS);
-            let table = BoundTable::new(name, Arc::clone(schema), rows, |context, name| {
-                let set = context.session_config().get_extension::<LookupSet>();
-                let table = set.as_ref().and_then(|set| set.get(name));
-                Ok(table.ok_or_else(|| exec_datafusion_err!("the run has no lookup table {name}"))?.batches.clone())
-            });
+            let table = BoundTable::lookup(name, Arc::clone(schema), rows);
             context.register_table(name.as_str(), Arc::new(table))?;
         }
         Ok(context.state())

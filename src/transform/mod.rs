@@ -16,14 +16,16 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
+use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
+use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::Query;
 use futures::TryStreamExt;
 
@@ -31,6 +33,7 @@ use self::engine::Engine;
 pub use self::files::{SqlFile, SqlFiles};
 use self::outcome::Rules;
 pub use self::outcome::{FILTERED, Outcomes, PROCESSED, TRIGGERED};
+pub use self::parse::{TableNames, table_names};
 use self::stream::Plans;
 pub use self::stream::Triggers;
 use crate::lookup::LookupSet;
@@ -39,7 +42,7 @@ use crate::{Error, Result};
 /// The hidden column that numbers the messages of a micro-batch: the last one, UInt32, never null.
 pub(crate) const ROW: &str = "__row";
 /// The table of a micro-batch's messages.
-const CAMPAIGNS: &str = "campaigns";
+pub(crate) const CAMPAIGNS: &str = "campaigns";
 
 /// A checked and planned `triggers.sql`. Shared between lanes: runs may overlap, each takes a plan of its own.
 #[derive(Debug)]
@@ -51,6 +54,7 @@ pub struct Transform {
     output: SchemaRef,
     carries_rows: bool,
     outcome_names: Vec<String>,
+    places: HashMap<String, (u64, u64)>,
 }
 
 impl Transform {
@@ -78,6 +82,11 @@ impl Transform {
         let carries_rows = prepared.carries_rows;
         let output = user_columns(&prepared.schema(), carries_rows);
         check_output(file, &query, &output)?;
+        let places = output.fields().iter().filter_map(|field| {
+            let start = parse::output_span(&query, field.name())?.start;
+            (start.line > 0).then(|| (field.name().clone(), (start.line, start.column)))
+        });
+        let places = places.collect();
 
         let rules = match carries_rows {
             true => Rules::find(file, &query, &engine).await?,
@@ -89,12 +98,17 @@ impl Transform {
         let plans = plans(query, true);
         plans.put_back(prepared);
         let outcome_names = rules.names;
-        Ok(Transform { file: file.path.clone(), engine, plans, verdicts, output, carries_rows, outcome_names })
+        Ok(Transform { file: file.path.clone(), engine, plans, verdicts, output, carries_rows, outcome_names, places })
     }
 
     /// The user's columns, in order: what both sinks get.
     pub fn output_schema(&self) -> SchemaRef {
         Arc::clone(&self.output)
+    }
+
+    /// Line and column of an output column in `triggers.sql`.
+    pub fn place(&self, column: &str) -> Option<(u64, u64)> {
+        self.places.get(column).copied()
     }
 
     /// Whether output batches have [`ROW`] as their last column. Where not, messages are only `processed`.
@@ -176,6 +190,22 @@ impl Transform {
             what: format!("the clock says {now}, which nanoseconds in 64 bits cannot express"),
             remedy: "set the machine's clock".to_owned(),
         })
+    }
+}
+
+/// The words of an error that arose from the values in the batch (a cast, an overflow, a division by zero) and would not
+/// with others; `None` for every other error.
+pub fn failed_on_data(error: &Error) -> Option<String> {
+    let Error::Engine { source, .. } = error else { return None };
+    match source.find_root() {
+        DataFusionError::ArrowError(cause, _) => match cause.as_ref() {
+            ArrowError::CastError(_)
+            | ArrowError::ParseError(_)
+            | ArrowError::ArithmeticOverflow(_)
+            | ArrowError::DivideByZero => Some(error.to_string()),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -1,10 +1,14 @@
 //! Reads a file that must hold exactly one query, and knows where in it things stand.
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement as EngineStatement};
-use datafusion::sql::sqlparser::ast::{Expr, Query, SelectItem, SetExpr, Spanned, Statement};
+use datafusion::sql::sqlparser::ast::{
+    Expr, Ident, ObjectName, ObjectNamePart, Query, SelectItem, SetExpr, Spanned, Statement, Visit, Visitor,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
@@ -40,6 +44,43 @@ pub(super) fn one_query(file: &SqlFile) -> Result<Query> {
         }
         _ => Ok(*query),
     }
+}
+
+/// The tables that the query of `file` reads, as far as names tell.
+///
+/// Errors: as [`super::Transform::compile`]'s for what is not one query.
+pub fn table_names(file: &SqlFile) -> Result<TableNames> {
+    let mut names = TableNames::default();
+    let _ = one_query(file)?.visit(&mut names);
+    Ok(names)
+}
+
+/// Names folded as SQL folds them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct TableNames {
+    /// All that stand in a FROM.
+    pub read: BTreeSet<String>,
+    /// Those that a WITH defines.
+    pub defined: BTreeSet<String>,
+}
+
+impl Visitor for TableNames {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let tables = query.with.iter().flat_map(|with| &with.cte_tables);
+        self.defined.extend(tables.map(|table| folded(&table.alias.name)));
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_relation(&mut self, name: &ObjectName) -> ControlFlow<()> {
+        self.read.extend(name.0.last().and_then(ObjectNamePart::as_ident).map(folded));
+        ControlFlow::Continue(())
+    }
+}
+
+fn folded(ident: &Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
 /// Every output column needs a name of its own: sinks go by names.

@@ -1,6 +1,22 @@
 //! The integration tests: one binary, on a real Kafka and a real Postgres (see `support`).
 
+// A test's failure is a panic; the helpers around it are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
+mod bad_messages;
+mod cli;
 mod deliver;
+mod demo;
+mod faults;
+mod lookup_refresh;
+mod million;
+mod refused_rows;
+mod security;
+mod sql_edits;
 mod stack;
+mod start_errors;
+#[cfg(feature = "failpoints")]
+mod steps;
+mod telemetry;

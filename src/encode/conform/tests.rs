@@ -27,7 +27,7 @@ fn table(columns: Vec<Column>) -> TableShape {
 }
 
 fn conform(batch: &RecordBatch, columns: Vec<Column>) -> Result<Conform> {
-    Conform::new(batch.schema_ref(), &table(columns), "sql/triggers.sql".as_ref())
+    Conform::new(batch.schema_ref(), &table(columns), "sql/triggers.sql".as_ref(), |_| None)
 }
 
 /// One column `c`, fitted to a table column of that type.

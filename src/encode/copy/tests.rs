@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::encode::conform::Conform;
 use crate::encode::samples;
-use crate::encode::testdb::TestDb;
 use crate::sink::table::describe;
+use crate::testdb::TestDb;
 
 /// Reads the format as its description has it: header, rows of counted fields, trailer, nothing after.
 fn parse(mut bytes: &[u8]) -> Vec<Vec<Option<Vec<u8>>>> {
@@ -156,7 +156,7 @@ async fn postgres_reads_what_was_conformed() {
     ])
     .unwrap();
     let table = describe(&db.client, &db.schema, "t").await.unwrap();
-    let conform = Conform::new(batch.schema_ref(), &table, "triggers.sql".as_ref()).unwrap();
+    let conform = Conform::new(batch.schema_ref(), &table, "triggers.sql".as_ref(), |_| None).unwrap();
     let rows = conform.apply(&batch).unwrap().unwrap();
     let mut encoder = CopyEncoder::new(conform.schema(), conform.types()).unwrap();
     for _ in 0..2 {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::encode::testdb::TestDb;
+use crate::testdb::TestDb;
 
 async fn halt(db: &TestDb, table: &str) -> (String, String) {
     let error = describe(&db.client, &db.schema, table).await.unwrap_err();

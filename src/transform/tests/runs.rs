@@ -1,6 +1,7 @@
 use chrono::{DateTime, Utc};
 
 use super::*;
+use crate::transform::engine::Engine;
 
 const CAMPAIGNS: &str = "CREATE TABLE campaigns (id INT NOT NULL, place VARCHAR NOT NULL)";
 
@@ -114,4 +115,19 @@ async fn the_lookup_is_never_the_side_that_a_join_holds() {
         let transform = compile(&format!("SELECT c.id, p.client FROM {from}"), &lookups, 1 << 20).await;
         assert_eq!(lines(&transform, &batch(0..3), 1, &lookups).await.len(), 200_000, "{from}");
     }
+}
+
+#[tokio::test]
+async fn the_lookup_of_the_sample_is_read_by_index_and_never_scanned() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("the sample");
+    let subscribers = lookup("subscribers_restaurants", r#"{"restaurant_id":"r","client_id":"c"}"#);
+    let campaigns = declared(&read("campaigns.sql"));
+    let engine = Engine::new(campaigns, &set([subscribers]), MEMORY).expect("an engine");
+    let file = SqlFile { path: root.join("triggers.sql"), text: read("triggers.sql") };
+    let query = crate::transform::parse::one_query(&file).expect("a query");
+    let plan = engine.prepare(&query, true).await.expect("a plan").plan;
+    let text = datafusion::physical_plan::displayable(plan.as_ref()).indent(false).to_string();
+    assert!(text.contains("LookupJoinExec: lookup=subscribers_restaurants, kind=Inner"), "{text}");
+    assert!(!text.contains("BoundScan: subscribers_restaurants") && !text.contains("HashJoinExec"), "{text}");
 }

@@ -117,6 +117,14 @@ pub fn produce(bootstrap: &str, topic: &str, messages: impl IntoIterator<Item = 
 /// Everything in `topic` from its beginning to the end as it is now, in offset order per partition. Reading committed,
 /// the end is the last stable offset: what an open transaction holds back is not in the answer.
 pub fn consume_all(bootstrap: &str, topic: &str, read_committed: bool) -> Vec<Record> {
+    let mut records = Vec::new();
+    consume_each(bootstrap, topic, read_committed, |record| records.push(record));
+    records.sort_by_key(|record: &Record| (record.partition, record.offset));
+    records
+}
+
+/// As [`consume_all`], handing out one record after the other: for topics that are better not held in memory.
+pub fn consume_each(bootstrap: &str, topic: &str, read_committed: bool, mut each: impl FnMut(Record)) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", "unused: nothing is committed")
@@ -133,12 +141,11 @@ pub fn consume_all(bootstrap: &str, topic: &str, read_committed: bool) -> Vec<Re
         assignment.add_partition_offset(topic, *partition, Offset::Beginning).expect("a valid offset");
     }
     consumer.assign(&assignment).expect("a valid assignment");
-    let mut records = Vec::new();
     let mut open = partitions;
     let mut last_heard = Instant::now();
     while !open.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => records.push(record(&message)),
+            Some(Ok(message)) => each(record(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
             Some(Err(error)) => panic!("reading {topic}: {error}"),
             None => {
@@ -148,8 +155,6 @@ pub fn consume_all(bootstrap: &str, topic: &str, read_committed: bool) -> Vec<Re
         }
         last_heard = Instant::now();
     }
-    records.sort_by_key(|record: &Record| (record.partition, record.offset));
-    records
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> BTreeSet<i32> {
