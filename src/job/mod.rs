@@ -163,7 +163,7 @@ fn announce(config: &Config, ready: &Ready) {
         group = config.source.group_id,
         kafka = config.source.kafka.get("bootstrap.servers").map_or("", String::as_str),
         postgres = config.postgres.display(),
-        table = ready.shape.quoted(),
+        table = %config.sink_postgres.table,
         output = config.sink_kafka.topic,
         dead_letters = config.dead_letters.topic,
         lookups = lookups.join(", "),
