@@ -18,7 +18,8 @@ use tokio_postgres::types::Type;
 
 use self::types::{Check, Fit};
 use super::arrow;
-use crate::sink::table::{Column, TableShape, quote_identifier};
+use crate::config::quote_identifier;
+use crate::sink::table::{Column, TableShape};
 use crate::{Error, Result};
 
 /// The way from the SELECT's output columns to the sink table's, in the SELECT's order.

@@ -19,7 +19,8 @@ use tokio_postgres::types::Type;
 
 use super::arrow;
 use super::pieces::cuts;
-use crate::sink::table::{TableShape, quote_identifier};
+use crate::config::quote_identifier;
+use crate::sink::table::TableShape;
 use crate::{Error, Result};
 
 /// Bytes after which a chunk is handed out. Below 256 KiB the cost per message shows, above 1 MiB nothing is gained

@@ -204,9 +204,6 @@ impl Lane {
             };
             self.report_lag(&tenure);
             match ended {
-                Ended::Whole(None) if tenure.is_tainted() => {
-                    return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
-                }
                 // A claim alone proves little: a commit, or some quiet seconds, end the trouble that led to it.
                 Ended::Whole(None) => self.outage.over(),
                 Ended::Whole(Some(interrupt)) => return self.let_go(tenure, interrupt).await,

@@ -83,12 +83,6 @@ impl Tenure {
         self.turn = (self.turn + 1) % self.producers.len();
     }
 
-    /// Whether the connection to Kafka was in trouble since the claim. librdkafka then repeats an EndTxn by itself, and a
-    /// late first one could end the producer's next transaction: no next one may be begun under this claim.
-    pub fn is_tainted(&self) -> bool {
-        self.producers.iter().any(|producer| producer.is_tainted())
-    }
-
     /// Records that Postgres has committed these steps.
     pub fn advanced(&mut self, steps: &[Step]) {
         for step in steps {

@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
+use crate::config::quote_identifier;
 use crate::error::{Error, Result};
 
 /// The protocol that this binary speaks; an `advance` under another one is refused.
@@ -109,7 +110,7 @@ impl ChunkKind {
 
 /// The ledger's DDL for a schema of this name.
 pub fn ddl(schema: &str) -> String {
-    SCHEMA.replace("{schema}", &quote(schema)).replace("{protocol}", &PROTOCOL.to_string())
+    SCHEMA.replace("{schema}", &quote_identifier(schema)).replace("{protocol}", &PROTOCOL.to_string())
 }
 
 /// Creates what is missing of the ledger. Nothing is changed, and no right to create is needed, where all is there.
@@ -119,7 +120,7 @@ pub fn ddl(schema: &str) -> String {
 pub async fn create(client: &Client, schema: &str) -> Result<()> {
     let doing = format!("creating the ledger in schema {schema}");
     let complete = client
-        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.letters", quote(schema))])
+        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.letters", quote_identifier(schema))])
         .await
         .map_err(Error::postgres(format!("looking for the ledger in schema {schema}")))?;
     if complete.get::<_, bool>(0) {
@@ -164,7 +165,7 @@ impl Ledger {
         topic: &str,
         topic_id: &str,
     ) -> Result<Ledger> {
-        let quoted = quote(schema);
+        let quoted = quote_identifier(schema);
         let row = client
             .query_one(&format!("SELECT job::text, protocol FROM {quoted}.ledger"), &[])
             .await
@@ -526,10 +527,6 @@ impl Ledger {
 
 fn metadata(job: &str, epoch: i64, commit: Uuid) -> String {
     format!("{job};{epoch};{commit}")
-}
-
-fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
 /// A string literal that holds whatever `standard_conforming_strings` is.

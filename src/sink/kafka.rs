@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::client::Client;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -36,6 +35,8 @@ const RECORD_OVERHEAD: usize = 128;
 pub struct Producer {
     producer: BaseProducer<Failures>,
     given_up: AtomicBool,
+    /// Whether a transaction was begun since the producer was opened.
+    begun: AtomicBool,
     pub transactional_id: String,
 }
 
@@ -76,13 +77,8 @@ impl Producer {
             producer.poll(Duration::ZERO);
             return Err(producer.context().explain(doing, error));
         }
-        producer.poll(Duration::ZERO);
-        producer.context().forget();
-        Ok(Producer { producer, given_up: AtomicBool::new(false), transactional_id: transactional_id.into() })
-    }
-
-    pub fn client(&self) -> &Client<impl ClientContext + use<>> {
-        self.producer.client()
+        let [given_up, begun] = [(); 2].map(|()| AtomicBool::new(false));
+        Ok(Producer { producer, given_up, begun, transactional_id: transactional_id.into() })
     }
 
     /// Gives the open transaction up: records are dropped from here on, nobody waits for acknowledgements, and only an
@@ -95,13 +91,20 @@ impl Producer {
         self.given_up.load(Ordering::SeqCst)
     }
 
-    /// Whether the connections were in trouble since the producer was opened.
-    pub fn is_tainted(&self) -> bool {
-        self.producer.poll(Duration::ZERO);
-        self.producer.context().tainted.load(Ordering::SeqCst)
-    }
-
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`Error::Claim`] where the connections were in trouble since this producer's first transaction began: librdkafka then
+    /// repeats an EndTxn by itself, and a late first one would end the next transaction half way. Only a producer opened
+    /// anew may go on.
     pub fn begin(&self) -> Result<()> {
+        // Serves the callbacks that tell of trouble.
+        self.producer.poll(Duration::ZERO);
+        if !self.begun.swap(true, Ordering::SeqCst) {
+            self.producer.context().forget();
+        } else if self.producer.context().tainted.load(Ordering::SeqCst) {
+            return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
+        }
         self.given_up.store(false, Ordering::SeqCst);
         self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
     }
@@ -222,7 +225,7 @@ impl Failures {
         }
     }
 
-    /// What happened while the producer was being opened is over.
+    /// What happened before the first transaction is over.
     fn forget(&self) {
         self.tainted.store(false, Ordering::SeqCst);
         if let Ok(mut cause) = self.client.lock() {

@@ -7,6 +7,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{Kind, Type};
 
+use crate::config::quote_identifier;
 use crate::{Error, Result};
 
 /// A table that COPY can write to.
@@ -50,12 +51,6 @@ impl TableShape {
         self.columns.iter().find(|column| column.name == name)
     }
 }
-
-/// `name` as an SQL identifier: in double quotes, those inside doubled.
-pub fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Describes `schema.table`. [`Error::Halt`] where it is missing, hidden from this role, or nothing that COPY can
 /// write durably in the ledger's transaction.
 pub async fn describe(client: &Client, schema: &str, table: &str) -> Result<TableShape> {
