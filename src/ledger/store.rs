@@ -118,27 +118,42 @@ pub fn ddl(schema: &str) -> String {
 /// # Errors
 /// [`Error::Postgres`]; without the right to create: with what an administrator has to run.
 pub async fn create(client: &Client, schema: &str) -> Result<()> {
-    let doing = format!("creating the ledger in schema {schema}");
-    let complete = client
+    if is_complete(client, schema).await? {
+        return Ok(());
+    }
+    let doing = || Error::postgres(format!("waiting for another process that creates the ledger in schema {schema}"));
+    // Held by the session, in a statement before the transaction: one that waits inside its transaction goes on with what
+    // its caches said of the catalog before, and creates again what the other has just committed.
+    client.execute("SELECT pg_advisory_lock($1)", &[&DDL_LOCK]).await.map_err(doing())?;
+    let created = create_locked(client, schema).await;
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&DDL_LOCK]).await.map_err(doing());
+    created.and(unlocked.map(drop))
+}
+
+async fn is_complete(client: &Client, schema: &str) -> Result<bool> {
+    let row = client
         .query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.letters", quote_identifier(schema))])
         .await
         .map_err(Error::postgres(format!("looking for the ledger in schema {schema}")))?;
-    if complete.get::<_, bool>(0) {
+    Ok(row.get(0))
+}
+
+async fn create_locked(client: &Client, schema: &str) -> Result<()> {
+    if is_complete(client, schema).await? {
         return Ok(());
     }
-    let script = format!("BEGIN; SELECT pg_advisory_xact_lock({DDL_LOCK}); {} COMMIT;", ddl(schema));
-    match client.batch_execute(&script).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Error::Halt {
-            what: format!(
-                "{doing}: {error}",
-                error = Error::Postgres { doing: "Postgres refused".into(), source: error }
-            ),
+    let doing = format!("creating the ledger in schema {schema}");
+    let Err(error) = client.batch_execute(&format!("BEGIN; {} COMMIT;", ddl(schema))).await else { return Ok(()) };
+    // The session goes on to be used; where the connection is gone, the first error says so.
+    let _ = client.batch_execute("ROLLBACK").await;
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Err(Error::Halt {
+            what: Error::postgres(doing)(error).to_string(),
             remedy: "let an administrator run what `dinnerbell init --print` shows, or grant CREATE on the database"
                 .into(),
-        }),
-        Err(error) => Err(Error::postgres(doing)(error)),
+        });
     }
+    Err(Error::postgres(doing)(error))
 }
 
 /// Settings that the protocol needs of each connection, whatever the server's defaults are.

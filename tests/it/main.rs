@@ -10,6 +10,7 @@ mod cli;
 mod deliver;
 mod demo;
 mod faults;
+mod ledger_ddl;
 mod lookup_refresh;
 mod million;
 mod refused_rows;
