@@ -1,8 +1,9 @@
-//! The integration tests: one binary, on a real Kafka and a real Postgres (see `support`).
+//! The integration tests: one binary, on a real Kafka and a real Postgres (see `tests/support`).
 
 // A test's failure is a panic; the helpers around it are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 mod bad_messages;
