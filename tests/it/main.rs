@@ -11,6 +11,7 @@ mod cli;
 mod deliver;
 mod demo;
 mod faults;
+mod guards;
 mod ledger_ddl;
 mod lookup_refresh;
 mod million;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -223,6 +225,19 @@ pub fn add_partitions(bootstrap: &str, name: &str, partitions: usize) {
         let wanted = NewPartitions::new(&name, partitions);
         let done = admin.create_partitions([&wanted], &AdminOptions::new()).await.expect("the broker answers");
         done.into_iter().next().expect("one answer").unwrap_or_else(|error| panic!("adding partitions {error:?}"));
+    });
+}
+
+/// Sets a topic's configuration; what is not named goes back to the default.
+pub fn alter_topic(bootstrap: &str, name: &str, config: &[(&str, &str)]) {
+    let (admin, name) = (admin(bootstrap), name.to_owned());
+    let config: Vec<(String, String)> =
+        config.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    block_on(async move {
+        let mut wanted = AlterConfig::new(ResourceSpecifier::Topic(&name));
+        wanted.entries = config.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let done = admin.alter_configs([&wanted], &AdminOptions::new()).await.expect("the broker answers");
+        done.into_iter().next().expect("one answer").unwrap_or_else(|error| panic!("altering {error:?}"));
     });
 }
 

@@ -25,7 +25,7 @@ pub use campaigns::{Campaign, client, restaurant, sample};
 pub use certs::Certs;
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
 pub use job::Job;
-pub use kafka::{Kafka, KafkaOptions, create_topic};
+pub use kafka::{Kafka, KafkaOptions, alter_topic, create_topic};
 pub use load::{Load, rows_of_table};
 pub use messages::{Message, Record, consume_all, consume_each, produce};
 pub use places::home;
