@@ -282,6 +282,27 @@ fn nothing_is_committed_before_kafka_has_acknowledged_it() {
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 0);
 }
 
+/// Postgres is first: where it fails at the last moment, Kafka has nothing yet either.
+#[cfg(feature = "failpoints")]
+#[test]
+fn what_postgres_did_not_commit_is_not_in_kafka() {
+    let stack = Stack::new("postgres_first");
+    LOAD.subscribe(&stack);
+    LOAD.produce(&stack, 0..20);
+    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S5=1*sleep(5000)")]);
+    let at_s5 = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND state = 'idle in transaction' AND query LIKE 'SET CONSTRAINTS%'";
+    wait_until("all is written and nothing committed", PATIENCE, || stack.number(at_s5) == 1);
+    assert!(stack.kill_sessions() > 0);
+    wait_until("all rows", PATIENCE, || {
+        assert!(job.is_running(), "the job has ended: {}", job.stderr());
+        LOAD.is_in_postgres(&stack, 20)
+    });
+    job.term();
+    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    LOAD.verify(&stack, 20);
+}
+
 /// A trigger of the table that swallows rows would make the sinks differ in silence.
 #[test]
 fn a_table_that_swallows_rows_halts_the_job() {
