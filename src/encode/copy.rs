@@ -1,9 +1,11 @@
 //! Conformed batches as `COPY ... FROM STDIN (FORMAT binary)`, in chunks that suit the socket.
 //!
 //! Promises: header, rows and trailer as Postgres reads them, whole rows only, chunks of [`CHUNK`] bytes and little more
-//! unless one row is larger. Does not send anything; pgpq writes the rows.
+//! unless one row is larger. Does not send anything; pgpq writes the rows, see [`rows`].
 //!
 //! Usage, once per COPY statement: [`header`], then [`CopyEncoder::chunks`] for each batch, then [`trailer`].
+
+mod rows;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +19,10 @@ use pgpq::encoders::{EncoderBuilder, StringViewEncoderBuilder};
 use pgpq::pg_schema::PostgresType;
 use tokio_postgres::types::Type;
 
+use self::rows::Rows;
 use super::arrow;
 use super::pieces::cuts;
+use super::repeats::Fresh;
 use crate::config::quote_identifier;
 use crate::sink::table::TableShape;
 use crate::{Error, Result};
@@ -37,7 +41,7 @@ const TRAILER: [u8; 2] = (-1i16).to_be_bytes();
 pub struct CopyEncoder {
     schema: SchemaRef,
     types: Vec<Type>,
-    rows: ArrowToPostgresBinaryEncoder,
+    rows: Rows,
 }
 
 /// `COPY "s"."t" ("a","b") FROM STDIN (FORMAT binary)`.
@@ -61,23 +65,26 @@ impl CopyEncoder {
     pub fn new(schema: &SchemaRef, types: &[Type]) -> Result<CopyEncoder> {
         let mut fields = Vec::with_capacity(types.len());
         let mut builders = HashMap::with_capacity(types.len());
+        let mut plain = Vec::with_capacity(types.len());
         for (field, wire) in schema.fields().iter().zip(types) {
-            let (field, builder) = builder(field, wire).map_err(pgpq("preparing COPY"))?;
+            let (field, builder) = builder(field, wire).map_err(failed("preparing COPY"))?;
             builders.insert(field.name().clone(), builder);
+            plain.push(field.data_type() == &DataType::Utf8View && *wire != Type::JSONB);
             fields.push(field);
         }
         let wire_schema = Schema::new(fields);
-        let mut rows = ArrowToPostgresBinaryEncoder::try_new_with_encoders(&wire_schema, &builders)
-            .map_err(pgpq("preparing COPY"))?;
+        let mut pgpq = ArrowToPostgresBinaryEncoder::try_new_with_encoders(&wire_schema, &builders)
+            .map_err(failed("preparing COPY"))?;
         // pgpq writes one header per encoder; this encoder outlives many COPYs and writes its own.
-        rows.write_header(&mut BytesMut::new()).map_err(pgpq("preparing COPY"))?;
-        Ok(CopyEncoder { schema: schema.clone(), types: types.to_vec(), rows })
+        pgpq.write_header(&mut BytesMut::new()).map_err(failed("preparing COPY"))?;
+        Ok(CopyEncoder { schema: schema.clone(), types: types.to_vec(), rows: Rows::new(pgpq, plain) })
     }
 
     /// Appends all rows of `batch` to `out`.
     pub fn encode(&mut self, batch: &RecordBatch, out: &mut BytesMut) -> Result<()> {
         let batch = self.wire_batch(batch)?;
-        self.rows.write_batch(&batch, out).map_err(pgpq("encoding rows for COPY"))
+        let fresh = Fresh::find(batch.columns(), batch.num_rows());
+        self.rows.write(&batch, &fresh, 0..batch.num_rows(), out).map_err(failed("encoding rows for COPY"))
     }
 
     /// Appends the rows of `batch` to `out` and hands out what is there whenever it reaches [`CHUNK`] bytes. The rest
@@ -85,7 +92,8 @@ impl CopyEncoder {
     pub fn chunks<'a>(&'a mut self, batch: &RecordBatch, out: &'a mut BytesMut) -> Result<Chunks<'a>> {
         let batch = self.wire_batch(batch)?;
         let steps = cuts(&batch, STEP).into_iter();
-        Ok(Chunks { rows: &mut self.rows, batch, next: 0, steps, out })
+        let fresh = Fresh::find(batch.columns(), batch.num_rows());
+        Ok(Chunks { rows: &mut self.rows, batch, fresh, next: 0, steps, out })
     }
 
     /// The batch as pgpq takes it: uuids as their 16 bytes.
@@ -109,8 +117,9 @@ impl CopyEncoder {
 
 /// Chunks of one batch; see [`CopyEncoder::chunks`]. After an error the COPY cannot go on.
 pub struct Chunks<'a> {
-    rows: &'a mut ArrowToPostgresBinaryEncoder,
+    rows: &'a mut Rows,
     batch: RecordBatch,
+    fresh: Fresh,
     next: usize,
     steps: std::vec::IntoIter<usize>,
     out: &'a mut BytesMut,
@@ -124,9 +133,9 @@ impl Iterator for Chunks<'_> {
             let end = self.steps.next()?;
             // Room for the whole chunk at once: growing would copy it.
             self.out.reserve((CHUNK + STEP).saturating_sub(self.out.len()));
-            if let Err(error) = self.rows.write_batch(&self.batch.slice(self.next, end - self.next), self.out) {
+            if let Err(error) = self.rows.write(&self.batch, &self.fresh, self.next..end, self.out) {
                 self.steps = Vec::new().into_iter();
-                return Some(Err(pgpq("encoding rows for COPY")(error)));
+                return Some(Err(failed("encoding rows for COPY")(error)));
             }
             self.next = end;
         }
@@ -176,7 +185,7 @@ fn uuid_bytes(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(bytes.finish()))
 }
 
-fn pgpq(doing: &'static str) -> impl FnOnce(pgpq::error::ErrorKind) -> Error {
+fn failed(doing: &'static str) -> impl FnOnce(pgpq::error::ErrorKind) -> Error {
     move |source| Error::Engine { doing: doing.into(), source: DataFusionError::External(Box::new(source)) }
 }
 

@@ -11,13 +11,14 @@
 
 mod cells;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 
 use self::cells::{Cells, carrier};
 use super::arrow;
+use super::repeats::Fresh;
 use crate::{Error, Result};
 
 /// Writes rows of one schema.
@@ -63,8 +64,8 @@ impl JsonRows {
     }
 
     fn append(&self, batch: &RecordBatch, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<()> {
-        let columns = self.columns(batch)?;
-        let fresh = Fresh::find(&columns, batch.num_rows());
+        let (arrays, columns) = self.columns(batch)?;
+        let fresh = Fresh::find(&arrays, batch.num_rows());
         // Where the cells end, counted from the row's beginning; the first entry is the end of `{`.
         let (mut bounds, mut bounds_above) = (vec![1usize; columns.len() + 1], vec![1usize; columns.len() + 1]);
         let mut above = out.len();
@@ -102,19 +103,20 @@ impl JsonRows {
         Ok(())
     }
 
-    fn columns(&self, batch: &RecordBatch) -> Result<Vec<Cells>> {
+    fn columns(&self, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Vec<Cells>)> {
         let doing = "writing JSON";
         if batch.num_columns() != self.keys.len() {
             let found = format!("{} columns instead of {}", batch.num_columns(), self.keys.len());
             return Err(arrow(doing)(ArrowError::SchemaError(found)));
         }
-        let cells = batch.columns().iter().map(|column| {
+        let columns = batch.columns().iter().map(|column| {
             let unsupported = || ArrowError::SchemaError(format!("{} has no JSON form", column.data_type()));
             let carrier = carrier(column.data_type()).ok_or_else(unsupported)?;
             let array = if carrier == *column.data_type() { column.clone() } else { cast(column, &carrier)? };
-            Cells::new(&array).ok_or_else(unsupported)
+            let cells = Cells::new(&array).ok_or_else(unsupported)?;
+            Ok((array, cells))
         });
-        cells.collect::<Result<_, _>>().map_err(arrow(doing))
+        columns.collect::<Result<_, _>>().map_err(arrow(doing))
     }
 }
 
@@ -133,41 +135,6 @@ fn repeat(out: &mut Vec<u8>, above: usize, begin: usize, from: &[usize], to: &mu
     }
     for (to, from) in to.iter_mut().zip(from).skip(1) {
         *to = from - start + here;
-    }
-}
-
-/// Which cells differ from the one above: a bit per cell, rows of whole words. The first row is fresh throughout.
-struct Fresh {
-    bits: Vec<u64>,
-    words: usize,
-    columns: usize,
-}
-
-impl Fresh {
-    fn find(columns: &[Cells], rows: usize) -> Fresh {
-        let words = columns.len().div_ceil(64).max(1);
-        let mut bits = vec![0; rows * words];
-        for (position, column) in columns.iter().enumerate() {
-            let (word, bit) = (position / 64, 1 << (position % 64));
-            if rows > 0 {
-                bits[word] |= bit;
-            }
-            column.each_change(|row| bits[row * words + word] |= bit);
-        }
-        Fresh { bits, words, columns: columns.len() }
-    }
-
-    /// The first fresh column of `row` from `column` on, or the number of columns.
-    fn next(&self, row: usize, column: usize) -> usize {
-        let words = &self.bits[row * self.words..(row + 1) * self.words];
-        let mut mask = u64::MAX << (column % 64);
-        for (position, word) in words.iter().enumerate().skip(column / 64) {
-            if word & mask != 0 {
-                return position * 64 + (word & mask).trailing_zeros() as usize;
-            }
-            mask = u64::MAX;
-        }
-        self.columns
     }
 }
 

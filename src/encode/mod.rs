@@ -10,6 +10,8 @@ pub mod copy;
 pub mod json;
 pub mod pieces;
 
+mod repeats;
+
 #[cfg(test)]
 mod samples;
 

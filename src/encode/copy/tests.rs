@@ -83,6 +83,31 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Fan-outs of any length, whose rows differ in texts and nulls, between rows that differ in everything.
+    #[test]
+    fn a_fan_out_is_written_as_its_rows_are(
+        rows in samples::rows(),
+        runs in proptest::collection::vec((0..30usize, proptest::option::of("[a-z]{0,20}"), any::<bool>()), 0..12),
+    ) {
+        let mut all = Vec::new();
+        for (row, (times, text, both)) in rows.iter().zip(runs) {
+            for time in 0..times {
+                let mut row = row.clone();
+                row.0.0 = text.as_ref().filter(|_| time % 5 != 3).map(|text| format!("{text}{time}"));
+                if both && time % 2 == 1 {
+                    row.0.1 = None;
+                }
+                all.push(row);
+            }
+            all.push(row.clone());
+        }
+        let batch = samples::batch(&all).project(&(0..12).collect::<Vec<_>>()).unwrap();
+        let (_, bytes) = copy(&[batch], &vec![Type::TEXT; 12]);
+        prop_assert_eq!(parse(&bytes), all.iter().map(reference).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn json_and_uuid_columns_have_their_own_form() {
     let texts =

@@ -3,11 +3,10 @@
 use std::io::Write;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array,
-    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, PrimitiveArray, StringViewArray,
-    Time64MicrosecondArray, TimestampMicrosecondArray, UInt64Array,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
+    Int16Array, Int32Array, Int64Array, StringViewArray, Time64MicrosecondArray, TimestampMicrosecondArray,
+    UInt64Array,
 };
-use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, TimeUnit};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Timelike};
@@ -93,37 +92,6 @@ impl Cells {
         }
     }
 
-    /// Calls `changed` for every row, the first one left out, whose value may differ from that of the row above.
-    pub(super) fn each_change(&self, changed: impl FnMut(usize)) {
-        match self {
-            Cells::Null => {}
-            Cells::Bool(array) => each(array.len(), array.nulls(), |a, b| array.value(a) == array.value(b), changed),
-            Cells::Int16(array) => primitive(array, changed),
-            Cells::Int32(array) => primitive(array, changed),
-            Cells::Int64(array) => primitive(array, changed),
-            Cells::UInt64(array) => primitive(array, changed),
-            // By bits: 0.0 and -0.0 are equal and look different.
-            Cells::Float32(array) => {
-                let bits = |row| array.value(row).to_bits();
-                each(array.len(), array.nulls(), |a, b| bits(a) == bits(b), changed);
-            }
-            Cells::Float64(array) => {
-                let bits = |row| array.value(row).to_bits();
-                each(array.len(), array.nulls(), |a, b| bits(a) == bits(b), changed);
-            }
-            // Equal views of one array are equal text; equal text behind two views is merely written twice.
-            Cells::Text(array) => {
-                let views = array.views();
-                each(array.len(), array.nulls(), |a, b| views[a] == views[b], changed);
-            }
-            Cells::Bytes(array) => each(array.len(), array.nulls(), |a, b| array.value(a) == array.value(b), changed),
-            Cells::Date(array) => primitive(array, changed),
-            Cells::Time(array) => primitive(array, changed),
-            Cells::Timestamp(array) => primitive(array, changed),
-            Cells::Decimal(array) => primitive(array, changed),
-        }
-    }
-
     /// Appends the value of `row`, which must not be null.
     pub(super) fn write(&self, row: usize, out: &mut Vec<u8>) -> Result<(), ArrowError> {
         match self {
@@ -149,28 +117,6 @@ impl Cells {
             Cells::Decimal(array) => out.extend_from_slice(array.value_as_string(row).as_bytes()),
         }
         Ok(())
-    }
-}
-
-fn primitive<T: ArrowPrimitiveType>(array: &PrimitiveArray<T>, changed: impl FnMut(usize))
-where
-    T::Native: PartialEq,
-{
-    let values = array.values();
-    each(array.len(), array.nulls(), |a, b| values[a] == values[b], changed);
-}
-
-fn each(len: usize, nulls: Option<&NullBuffer>, same: impl Fn(usize, usize) -> bool, mut changed: impl FnMut(usize)) {
-    match nulls {
-        None => (1..len).filter(|&row| !same(row - 1, row)).for_each(changed),
-        Some(nulls) => {
-            for row in 1..len {
-                let (above, here) = (nulls.is_valid(row - 1), nulls.is_valid(row));
-                if above != here || (here && !same(row - 1, row)) {
-                    changed(row);
-                }
-            }
-        }
     }
 }
 

@@ -1,0 +1,118 @@
+//! The rows of a COPY: pgpq writes them, but for the rows of a fan-out that repeat the one above in all but their text.
+//! Those are copied from the first of them, with their own text: a tenth of the work.
+
+use std::ops::Range;
+
+use arrow::array::{Array, AsArray, RecordBatch, StringViewArray};
+use bytes::{BufMut, BytesMut};
+use pgpq::ArrowToPostgresBinaryEncoder;
+use pgpq::error::ErrorKind;
+
+use crate::encode::repeats::Fresh;
+
+/// A fan-out of fewer rows is left to pgpq: a call of it costs as much as it writes in that time.
+const WORTH: usize = 8;
+
+/// Writes rows of one schema.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pgpq: ArrowToPostgresBinaryEncoder,
+    /// Columns whose binary form is their text.
+    plain: Vec<bool>,
+}
+
+impl Rows {
+    pub(super) fn new(pgpq: ArrowToPostgresBinaryEncoder, plain: Vec<bool>) -> Rows {
+        Rows { pgpq, plain }
+    }
+
+    /// Appends `rows` of `batch`, of which `fresh` knows what repeats.
+    pub(super) fn write(
+        &mut self,
+        batch: &RecordBatch,
+        fresh: &Fresh,
+        rows: Range<usize>,
+        out: &mut BytesMut,
+    ) -> Result<(), ErrorKind> {
+        let mut row = rows.start;
+        while row < rows.end {
+            let (first, end) = self.next_fan_out(fresh, row..rows.end);
+            let begin = out.len();
+            self.pgpq.write_batch(&batch.slice(row, first + 1 - row), out)?;
+            if end > first + 1 {
+                let template = last_row(&out[begin..], first + 1 - row);
+                self.repeat(batch, fresh, &template, first + 1..end, out);
+            }
+            row = end;
+        }
+        Ok(())
+    }
+
+    /// The next row that is worth repeating, and the end of those that repeat it; none: the last row and the end.
+    fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> (usize, usize) {
+        let mut first = rows.start;
+        for row in rows.start + 1..rows.end {
+            if !fresh.of(row).all(|column| self.plain[column]) {
+                if row - first > WORTH {
+                    return (first, row);
+                }
+                first = row;
+            }
+        }
+        if rows.end - first > WORTH { (first, rows.end) } else { (rows.end - 1, rows.end) }
+    }
+
+    /// Writes rows that differ from `template` in columns of plain text only.
+    fn repeat(&self, batch: &RecordBatch, fresh: &Fresh, template: &Row, rows: Range<usize>, out: &mut BytesMut) {
+        let mut differs = vec![false; batch.num_columns()];
+        rows.clone().flat_map(|row| fresh.of(row)).for_each(|column| differs[column] = true);
+        // What stands before each text that differs, and what after the last one.
+        let mut pieces: Vec<(&[u8], &StringViewArray)> = Vec::new();
+        let mut begin = 0;
+        for (column, _) in differs.iter().enumerate().filter(|(_, differs)| **differs) {
+            let cell = &template.cells[column];
+            pieces.push((&template.bytes[begin..cell.start], batch.column(column).as_string_view()));
+            begin = cell.end;
+        }
+        let end = &template.bytes[begin..];
+        for row in rows {
+            for (piece, texts) in &pieces {
+                out.put_slice(piece);
+                if texts.is_null(row) {
+                    out.put_i32(-1);
+                } else {
+                    let text = texts.value(row).as_bytes();
+                    out.put_i32(text.len() as i32);
+                    out.put_slice(text);
+                }
+            }
+            out.put_slice(end);
+        }
+    }
+}
+
+/// One row as COPY has it: a count of cells, and each cell with its length before it.
+struct Row {
+    bytes: Vec<u8>,
+    /// Where each cell lies, its length included.
+    cells: Vec<Range<usize>>,
+}
+
+/// The last of `count` rows.
+fn last_row(bytes: &[u8], count: usize) -> Row {
+    let word =
+        |at: usize| bytes.get(at..at + 4).map_or(-1, |word| i32::from_be_bytes([word[0], word[1], word[2], word[3]]));
+    let (mut begin, mut at, mut cells) = (0, 0, Vec::new());
+    for _ in 0..count {
+        cells.clear();
+        begin = at;
+        let columns = bytes.get(at..at + 2).map_or(0, |count| i16::from_be_bytes([count[0], count[1]]));
+        at += 2;
+        for _ in 0..columns {
+            let end = at + 4 + word(at).max(0) as usize;
+            cells.push(at - begin..end - begin);
+            at = end;
+        }
+    }
+    Row { bytes: bytes[begin..at].to_vec(), cells }
+}
