@@ -188,8 +188,16 @@ impl Lane {
             };
             let ended = match event {
                 Some(Event::Cycle(cycle)) if cycle.reading == reading => {
+                    // In a backlog the next cycle is assembled while this one is committed. Otherwise it is asked for after
+                    // the commit: it would hold the first message that comes, and all others would wait for two commits.
+                    let ahead = cycle.full;
+                    if ahead {
+                        self.source.fetch();
+                    }
                     let ended = self.commit(&mut tenure, cycle).await?;
-                    self.source.fetch();
+                    if !ahead {
+                        self.source.fetch();
+                    }
                     ended
                 }
                 Some(Event::Revoked { lost, done }) => {

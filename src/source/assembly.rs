@@ -46,12 +46,12 @@ impl Reading {
         self.partitions.push(Partition { id, queue, position });
     }
 
-    /// Takes what is there, without waiting, up to `limits`; empty if nothing is.
+    /// Takes what is there, without waiting, up to `limits`; empty if nothing is. Whether the limits ended it.
     ///
     /// # Errors
     /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
     /// to this reading, which must end; the next one starts at the ledger's offsets.
-    pub fn assemble(&mut self, limits: &Limits) -> Result<Vec<MicroBatch>, (i32, i64, KafkaError)> {
+    pub fn assemble(&mut self, limits: &Limits) -> Result<(Vec<MicroBatch>, bool), (i32, i64, KafkaError)> {
         let count = self.partitions.len();
         let mut builders: Vec<MessagesBuilder> = (0..count).map(|_| MessagesBuilder::default()).collect();
         let (mut messages, mut bytes) = (0, 0);
@@ -70,7 +70,8 @@ impl Reading {
             turn += 1;
         }
         self.first = if count == 0 { 0 } else { turn % count };
-        Ok(self.finish(builders))
+        let full = messages >= limits.messages || bytes >= limits.bytes;
+        Ok((self.finish(builders), full))
     }
 
     fn finish(&mut self, builders: Vec<MessagesBuilder>) -> Vec<MicroBatch> {

@@ -62,6 +62,8 @@ pub struct Cycle {
     /// Which [`Source::start`] it belongs to: one assembled before the last start is stale.
     pub reading: u64,
     pub batches: Vec<MicroBatch>,
+    /// The limits ended it, not the lack of messages: the next one is there already.
+    pub full: bool,
     /// `None` when the member lost its place while the cycle was assembled: such a cycle must not be committed.
     pub group: Option<GroupMetadata>,
 }
@@ -424,12 +426,12 @@ impl Polled {
     fn hand_out(&self, reading: &mut Option<Reading>) -> bool {
         let Some(current) = reading else { return false };
         match current.assemble(&self.limits) {
-            Ok(batches) if batches.is_empty() => false,
-            Ok(batches) => {
+            Ok((batches, _)) if batches.is_empty() => false,
+            Ok((batches, full)) => {
                 crate::step!("S0");
                 let group = GroupMetadata::capture(&self.consumer);
                 self.consumer.context().works();
-                self.tell(Event::Cycle(Cycle { reading: current.number, batches, group }));
+                self.tell(Event::Cycle(Cycle { reading: current.number, batches, full, group }));
                 true
             }
             Err((partition, position, error)) => {
