@@ -1,5 +1,6 @@
 //! Lookup joins beside the joins that they replace: the same SQL, tables and rows, with the rule and without.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, collect, displayable};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 
@@ -220,32 +222,41 @@ fn rows(most: usize) -> impl Strategy<Value = Vec<Row>> {
     proptest::collection::vec(row, 0..most)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn rows_are_those_of_the_join_that_is_replaced(
-        c in rows(12), l in rows(25), m in rows(8), batch_rows in 1usize..9, cut in 1usize..9,
-        l_key in proptest::option::weighted(0.8, 0usize..3), m_key in proptest::option::of(0usize..2),
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(async {
-            let lookups = LookupSet::new([keyed("l", &l, cut, l_key), keyed("m", &m, cut, m_key)]);
-            let as_they_came = LookupSet::new([table("l", &l, cut), table("m", &m, cut)]);
-            let campaigns: Vec<_> = c.chunks(cut).map(batch).collect();
-            for (sql, joins) in SHAPES.into_iter().filter(|(sql, _)| !sql.contains("random")) {
-                let (mut by_index, mut stock) =
-                    (Plan::new(sql, true, batch_rows).await, Plan::new(sql, false, 8192).await);
-                prop_assert_eq!(by_index.plan.schema(), stock.plan.schema());
-                let expected = sorted(&stock.run(&campaigns, &as_they_came).await);
-                prop_assert_eq!(&sorted(&stock.run(&campaigns, &lookups).await), &expected, "{}, scanned", sql);
-                for run in 0..2 {
-                    let batches = by_index.run(&campaigns, &lookups).await;
-                    prop_assert_eq!(&sorted(&batches), &expected, "{}, {} joins, run {}", sql, joins, run);
-                }
-            }
-            Ok(())
-        })?;
+/// Plans of all shapes that have a lookup join. They are made once and run for each case: planning takes most of the
+/// time otherwise.
+async fn plans(rule: bool, batch_rows: usize) -> Vec<(&'static str, Plan)> {
+    let mut plans = Vec::new();
+    for (sql, _) in SHAPES.into_iter().filter(|(_, joins)| *joins > 0) {
+        plans.push((sql, Plan::new(sql, rule, batch_rows).await));
     }
+    plans
+}
+
+#[test]
+fn rows_are_those_of_the_join_that_is_replaced() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let stock = RefCell::new(runtime.block_on(plans(false, 8192)));
+    let by_index = [1, 2, 5, 8].map(|batch_rows| RefCell::new(runtime.block_on(plans(true, batch_rows))));
+    let key = || proptest::option::weighted(0.8, 0usize..3);
+    let given = (rows(12), rows(25), rows(8), 0..by_index.len(), 1usize..9, key(), key());
+    let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(128) };
+    let outcome = TestRunner::new(config).run(&given, |(c, l, m, size, cut, l_key, m_key)| {
+        let came = LookupSet::new([table("l", &l, cut), table("m", &m, cut)]);
+        let ordered = LookupSet::new([keyed("l", &l, cut, l_key), keyed("m", &m, cut, m_key)]);
+        let campaigns: Vec<_> = c.chunks(cut).map(batch).collect();
+        let (mut stock, mut by_index) = (stock.borrow_mut(), by_index[size].borrow_mut());
+        for ((sql, stock), (_, by_index)) in stock.iter_mut().zip(by_index.iter_mut()) {
+            prop_assert_eq!(by_index.plan.schema(), stock.plan.schema());
+            let expected = sorted(&runtime.block_on(stock.run(&campaigns, &came)));
+            for lookups in [&came, &ordered] {
+                let batches = runtime.block_on(by_index.run(&campaigns, lookups));
+                prop_assert_eq!(&sorted(&batches), &expected, "{}", sql);
+            }
+            prop_assert_eq!(&sorted(&runtime.block_on(stock.run(&campaigns, &ordered))), &expected, "{}, scanned", sql);
+        }
+        Ok(())
+    });
+    outcome.expect("the same rows");
 }
 
 /// `keys` keys of `each` rows, the rows of a key spread over the table.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::{DataType, Int32Type, TimeUnit};
 use tokio_postgres::Client;
 
 use super::*;
@@ -143,4 +143,37 @@ async fn further_keys_have_an_index_when_the_table_is_loaded() {
     assert_eq!((&described.schema, described.rows), (&table.schema, 0));
     assert_eq!(table.indexed(), [1, 2]);
     assert!(table.index_bytes() >= 4 * 10);
+}
+
+#[tokio::test]
+async fn texts_come_back_byte_for_byte_whatever_their_spelling() {
+    let TestDb { client, .. } = &TestDb::start().await;
+    let sql = r#"SELECT n, a::text, a::varchar AS b, u FROM (VALUES
+        (0, '0123e456-789a-bcde-f012-3456789abcde', '0123e456-789a-bcde-f012-3456789abcde'::uuid),
+        (1, '0123E456-789A-BCDE-F012-3456789ABCDE', '0123E456-789A-BCDE-F012-3456789ABCDE'),
+        (2, '0123e456789abcdef0123456789abcde', NULL),
+        (3, '{0123e456-789a-bcde-f012-3456789abcde}', '74657874-0000-0000-0000-000000000000'),
+        (4, '74657874-ffff-ffff-0000-000000000000', '74657874-ffff-ffff-0000-000000000000'),
+        (5, E'0123e456\t789a-bcde-f012-3456789abcde', NULL), (6, 'ресторан «У "Ё"»', NULL), (7, '', NULL),
+        (8, NULL, NULL), (9, '0123e456-789a-bcde-f012-3456789abcdE', NULL), (10, 'ресторан «У "Ё"»', NULL),
+        (11, '0123e456-789a-bcde-f012-3456789abcde', NULL)) AS t (n, a, u)"#;
+    let as_postgres_has_it = client.query(&format!("SELECT n, a, b, u::text FROM ({sql}) t ORDER BY n"), &[]).await;
+    let expected: Vec<[Option<String>; 3]> =
+        as_postgres_has_it.expect("rows").iter().map(|row| [1, 2, 3].map(|column| row.get(column))).collect();
+    for keys in [&[][..], &[1], &[2, 3], &[3]] {
+        let table = Arc::new(load(client, &query("t", sql), keys, |_, _| {}).await.expect("it loads"));
+        let mut rows = Vec::new();
+        for batch in table.scan().map(|batch| batch.expect("rows")) {
+            let text = |column: usize, row: usize| {
+                let texts = batch.column(column).as_string_view();
+                texts.is_valid(row).then(|| texts.value(row).to_owned())
+            };
+            let numbers = batch.column(0).as_primitive::<Int32Type>();
+            rows.extend(
+                (0..batch.num_rows()).map(|row| (numbers.value(row), [1, 2, 3].map(|column| text(column, row)))),
+            );
+        }
+        rows.sort();
+        assert_eq!(rows.into_iter().map(|(_, texts)| texts).collect::<Vec<_>>(), expected, "keys {keys:?}");
+    }
 }

@@ -12,6 +12,7 @@ mod deliver;
 mod demo;
 mod faults;
 mod ledger_ddl;
+mod lookup_memory;
 mod lookup_refresh;
 mod million;
 mod refused_rows;
