@@ -50,7 +50,7 @@ async fn servers_and_sql(report: &mut Report, config: &Arc<Config>) {
     };
     if let Some(mission) = &mission {
         let lookups = match &postgres {
-            Some(postgres) => postgres::lookups(report, mission, postgres).await,
+            Some(postgres) => postgres::lookups(report, config, mission, postgres).await,
             None => None,
         };
         query(report, config, mission, lookups, shape.as_ref()).await;

@@ -9,6 +9,7 @@ mod input;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -27,7 +28,7 @@ use crate::encode::pieces::pieces;
 use crate::error::{Error, Result};
 use crate::job::output::row_numbers;
 use crate::job::setup::{self, Mission};
-use crate::lookup::{LookupSet, LookupTable};
+use crate::lookup::{LookupKeys, LookupSet, LookupTable};
 use crate::postgres::Connection;
 use crate::sink::table;
 use crate::transform::{CAMPAIGNS, Transform, table_names};
@@ -92,7 +93,7 @@ pub async fn run(config: Config, asked: Preview) -> Result<()> {
 struct Tables<'a> {
     config: &'a Config,
     mission: &'a Mission,
-    fixtures: BTreeMap<String, LookupTable>,
+    fixtures: BTreeMap<String, Arc<LookupTable>>,
 }
 
 /// Lookup tables, and the connection by which they came, if one was needed.
@@ -121,7 +122,7 @@ impl<'a> Tables<'a> {
         let mut fixtures = BTreeMap::new();
         for given in &asked.lookup_file {
             check("--lookup-file", &given.name)?;
-            fixtures.insert(given.name.clone(), fixture::read(&given.name, &given.file)?);
+            fixtures.insert(given.name.clone(), Arc::new(fixture::read(&given.name, &given.file)?));
         }
         Ok(Tables { config, mission, fixtures })
     }
@@ -154,27 +155,24 @@ impl<'a> Tables<'a> {
                     "note: lookup tables come from Postgres; --lookup-file NAME=FILE takes one from a file instead",
                 );
             })?;
-            let set = setup::load_lookups(&missing, &connection).await?.current();
+            // An index is built where the query turns out to need one: it may read files too, and is not compiled yet.
+            let set = setup::load_lookups(&missing, &connection, LookupKeys::new()).await?.current();
             for table in set.tables() {
-                tables.insert(table.name.clone(), copy(table));
+                tables.insert(table.name.clone(), Arc::clone(table));
             }
             postgres = Some(connection);
         }
         tables.append(&mut self.fixtures);
         for table in self.placeholders().tables() {
-            tables.entry(table.name.clone()).or_insert_with(|| copy(table));
+            tables.entry(table.name.clone()).or_insert_with(|| Arc::clone(table));
         }
-        Ok(Loaded { set: LookupSet::new(tables.into_values()), postgres })
+        Ok(Loaded { set: LookupSet::shared(tables.into_values()), postgres })
     }
 
     fn placeholders(&self) -> LookupSet {
-        let empty = |name: &String| LookupTable::new(name, arrow::datatypes::Schema::empty().into(), Vec::new());
+        let empty = |name: &String| LookupTable::empty(name, arrow::datatypes::Schema::empty().into());
         LookupSet::new(self.mission.files.lookups.iter().map(|query| empty(&query.name)))
     }
-}
-
-fn copy(table: &LookupTable) -> LookupTable {
-    LookupTable::new(&table.name, table.schema.clone(), table.batches.clone())
 }
 
 /// Everything that a chunk of messages runs through.

@@ -134,9 +134,10 @@ async fn try_prepare(config: &Arc<Config>, mission: &Mission) -> Result<Ready> {
     let postgres = setup::connect(config).await?;
     let topics = setup::inspect_topics(config).await?;
     let shape = setup::describe_table(config, &postgres).await?;
-    let lookups = Arc::new(setup::load_lookups(mission, &postgres).await?);
-    // Everything the SQL can be blamed for comes before the ledger is touched.
-    setup::compile(config, mission, &lookups.current(), &shape, &topics).await?;
+    // Everything the SQL can be blamed for comes before millions of rows are loaded and before the ledger is touched.
+    let described = setup::describe_lookups(mission, &postgres).await?;
+    let keys = setup::compile(config, mission, &described, &shape, &topics).await?.transform.lookup_keys();
+    let lookups = Arc::new(setup::load_lookups(mission, &postgres, keys).await?);
     let ledger = Arc::new(setup::open_ledger(config, &postgres, &topics).await?);
     Ok(Ready { topics, shape, lookups, ledger })
 }

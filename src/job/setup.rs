@@ -19,7 +19,7 @@ use crate::encode::copy;
 use crate::error::{Error, Result};
 use crate::kafka::{self, Asker};
 use crate::ledger::store::{self, Ledger};
-use crate::lookup::{LookupSet, Lookups};
+use crate::lookup::{self, LookupKeys, LookupSet, Lookups};
 use crate::postgres::{self, Connection};
 use crate::sink::kafka::Destination;
 use crate::sink::postgres::CopyPlan;
@@ -234,12 +234,26 @@ pub fn fit(config: &Config, mission: &Mission, transform: &Transform, shape: &Ta
     Ok(conform)
 }
 
-/// Loads every lookup table once.
-pub async fn load_lookups(mission: &Mission, postgres: &Connection) -> Result<Lookups> {
+/// The lookup tables' columns, without rows: enough to compile the SQL.
+pub async fn describe_lookups(mission: &Mission, postgres: &Connection) -> Result<LookupSet> {
+    let mut tables = Vec::with_capacity(mission.files.lookups.len());
+    for query in &mission.files.lookups {
+        tables.push(lookup::describe(postgres, query).await?);
+    }
+    Ok(LookupSet::new(tables))
+}
+
+/// What `triggers.sql` joins the lookup tables by.
+pub async fn lookup_keys(config: &Config, mission: &Mission, postgres: &Connection) -> Result<LookupKeys> {
+    let described = describe_lookups(mission, postgres).await?;
+    Ok(compile_query(config, mission, &described).await?.lookup_keys())
+}
+
+/// Loads every lookup table once, to be joined by `keys`.
+pub async fn load_lookups(mission: &Mission, postgres: &Connection, keys: LookupKeys) -> Result<Lookups> {
     let progress = LoadProgress::new();
-    let lookups =
-        Lookups::load(postgres, mission.files.lookups.clone(), |name, rows, bytes| progress.show(name, rows, bytes))
-            .await;
+    let queries = mission.files.lookups.clone();
+    let lookups = Lookups::load(postgres, queries, keys, |name, rows, bytes| progress.show(name, rows, bytes)).await;
     progress.end();
     lookups
 }

@@ -182,12 +182,15 @@ impl ExecutionPlan for BoundScan {
         if partition != 0 {
             return internal_err!("{self:?} has one partition, not {partition}");
         }
-        let batches = match self.rows_of {
-            RowsOf::Run(read) => read(&context, &self.name)?,
-            RowsOf::Lookup => bound_lookup(&context, &self.name)?.batches.clone(),
-        };
         let schema = self.schema();
         let columns = self.columns.clone();
+        let batches = match self.rows_of {
+            RowsOf::Run(read) => read(&context, &self.name)?,
+            RowsOf::Lookup => {
+                let batches = bound_lookup(&context, &self.name)?.scan_columns(columns, Arc::clone(&schema));
+                return Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches))));
+            }
+        };
         let projected = Arc::clone(&schema);
         let slices = batches.into_iter().flat_map(move |batch| {
             let projected = projected_batch(&projected, &columns, &batch);

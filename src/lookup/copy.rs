@@ -1,23 +1,25 @@
-//! Decodes Postgres' binary COPY stream into Arrow batches, chunk by chunk. No IO, and no trust: lengths that do not
-//! fit are errors, and a value is read only when all of it is there.
+//! Decodes Postgres' binary COPY stream into the columns of a lookup table, chunk by chunk. No IO, and no trust: lengths
+//! that do not fit are errors, and a value is read only when all of it is there.
 //!
-//! Format: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format". Text becomes string views into
-//! big shared blocks. A column whose strings repeat is kept once per distinct string and batch.
+//! Format: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format". Values take the form in which the
+//! table keeps them at once: nothing is held twice.
 
 use std::sync::Arc;
 
 use arrow::array::builder::{
     ArrayBuilder, BooleanBuilder, Date32Builder, Float32Builder, Float64Builder, Int16Builder, Int32Builder,
-    Int64Builder, StringViewBuilder, TimestampMicrosecondBuilder,
+    Int64Builder, TimestampMicrosecondBuilder,
 };
-use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use datafusion::common::Result as EngineResult;
 use tokio_postgres::types::Type;
 
-/// Rows in a batch of a lookup table.
-pub(super) const TABLE_BATCH_ROWS: usize = 64 * 1024;
-/// A block of string bytes. 64k rows of 36 bytes fill nine of them, so at most a tenth is left empty.
-const STRING_BLOCK: u32 = 256 * 1024;
+use super::column::Loaded;
+use super::id;
+use super::index::{Key, Keys, NO_KEY, is_key_type};
+use super::table::LookupTable;
+use super::text::{Text, TextBuilder};
+
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 /// Postgres itself cannot send a longer value.
 const MAX_VALUE: usize = 1 << 30;
@@ -49,31 +51,29 @@ pub(super) struct CopyDecoder {
     rest: Vec<u8>,
     header_read: bool,
     trailer_read: bool,
-    rows_in_batch: usize,
-    batches: Vec<RecordBatch>,
     rows: u64,
 }
 
+/// The Arrow columns of `columns`, which have names and Postgres types.
+pub(super) fn arrow_schema(columns: &[(String, Type)]) -> Result<SchemaRef, String> {
+    let field = |(name, kind): &(String, Type)| match arrow_type(kind) {
+        Some(data_type) => Ok(Field::new(name, data_type, true)),
+        None => Err(format!("column {name} is of type {kind}")),
+    };
+    Ok(Arc::new(Schema::new(columns.iter().map(field).collect::<Result<Vec<_>, _>>()?)))
+}
+
 impl CopyDecoder {
-    /// `columns`: names and Postgres types, all of them known to [`arrow_type`].
-    pub(super) fn new(columns: &[(String, Type)]) -> Result<Self, String> {
-        let mut fields = Vec::with_capacity(columns.len());
-        let mut builders = Vec::with_capacity(columns.len());
-        for (name, kind) in columns {
-            let data_type = arrow_type(kind).ok_or_else(|| format!("column {name} is of type {kind}"))?;
-            builders.push(Column { name: name.clone(), values: Values::new(kind, &data_type)? });
-            fields.push(Field::new(name, data_type, true));
-        }
-        Ok(Self {
-            schema: Arc::new(Schema::new(fields)),
-            columns: builders,
-            rest: Vec::new(),
-            header_read: false,
-            trailer_read: false,
-            rows_in_batch: 0,
-            batches: Vec::new(),
-            rows: 0,
-        })
+    /// `columns`: names and Postgres types, all of them known to [`arrow_type`]. `key`: the one to index by, if it can
+    /// be.
+    pub(super) fn new(columns: &[(String, Type)], key: Option<usize>) -> Result<Self, String> {
+        let schema = arrow_schema(columns)?;
+        let values = columns.iter().zip(schema.fields()).enumerate().map(|(place, ((name, kind), field))| {
+            let is_key = key == Some(place) && is_key_type(field.data_type());
+            Ok(Column { name: name.clone(), values: Values::new(kind, field.data_type(), is_key)? })
+        });
+        let columns = values.collect::<Result<_, String>>()?;
+        Ok(Self { schema, columns, rest: Vec::new(), header_read: false, trailer_read: false, rows: 0 })
     }
 
     pub(super) fn rows(&self) -> u64 {
@@ -95,13 +95,18 @@ impl CopyDecoder {
         Ok(())
     }
 
-    /// The batches, once the stream has ended as it should.
-    pub(super) fn finish(mut self) -> Result<(SchemaRef, Vec<RecordBatch>), String> {
-        if !self.trailer_read {
-            return Err(format!("the stream ends after {} rows without its trailer", self.rows));
+    /// Whether the stream has ended as it should; all rows are there then.
+    pub(super) fn check_end(&self) -> Result<(), String> {
+        match self.trailer_read {
+            true => Ok(()),
+            false => Err(format!("the stream ends after {} rows without its trailer", self.rows)),
         }
-        self.cut_batch()?;
-        Ok((self.schema, self.batches))
+    }
+
+    /// The table of the rows that came. Takes half a second for some ten million of them.
+    pub(super) fn table(self, name: &str) -> EngineResult<LookupTable> {
+        let loaded = self.columns.into_iter().map(|column| column.values.finish()).collect();
+        LookupTable::of_columns(name, self.schema, self.rows as usize, loaded)
     }
 
     /// Decodes what is whole in `bytes` and says how many bytes that was.
@@ -150,17 +155,6 @@ impl CopyDecoder {
                 .map_err(|problem| format!("column {}, row {}: {problem}", column.name, self.rows + 1))?;
         }
         self.rows += 1;
-        self.rows_in_batch += 1;
-        if self.rows_in_batch == TABLE_BATCH_ROWS { self.cut_batch() } else { Ok(()) }
-    }
-
-    fn cut_batch(&mut self) -> Result<(), String> {
-        if std::mem::take(&mut self.rows_in_batch) == 0 {
-            return Ok(());
-        }
-        let arrays = self.columns.iter_mut().map(|column| column.values.finish()).collect();
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(|error| error.to_string())?;
-        self.batches.push(batch);
         Ok(())
     }
 }
@@ -215,7 +209,16 @@ struct Column {
 }
 
 enum Values {
-    Text { strings: StringViewBuilder, is_uuid: bool, appended: usize },
+    Text {
+        texts: TextBuilder,
+        is_uuid: bool,
+    },
+    /// By row: the number of its key.
+    Key {
+        keys: Keys,
+        is_uuid: bool,
+        numbers: Vec<u32>,
+    },
     Int16(Int16Builder),
     Int32(Int32Builder),
     Int64(Int64Builder),
@@ -227,12 +230,14 @@ enum Values {
 }
 
 impl Values {
-    fn new(postgres: &Type, arrow: &DataType) -> Result<Self, String> {
+    fn new(postgres: &Type, arrow: &DataType, is_key: bool) -> Result<Self, String> {
+        let is_uuid = *postgres == Type::UUID;
         Ok(match arrow {
-            // The first batch shows whether the column's strings repeat.
-            DataType::Utf8View => {
-                Values::Text { strings: strings(true), is_uuid: *postgres == Type::UUID, appended: 0 }
+            _ if is_key => {
+                let keys = Keys::new(arrow).map_err(|error| error.to_string())?;
+                Values::Key { keys, is_uuid, numbers: Vec::new() }
             }
+            DataType::Utf8View => Values::Text { texts: TextBuilder::new(), is_uuid },
             DataType::Int16 => Values::Int16(Int16Builder::new()),
             DataType::Int32 => Values::Int32(Int32Builder::new()),
             DataType::Int64 => Values::Int64(Int64Builder::new()),
@@ -249,18 +254,16 @@ impl Values {
 
     fn append(&mut self, value: Option<&[u8]>) -> Result<(), String> {
         match self {
-            Values::Text { strings, is_uuid, appended } => match value {
-                None => strings.append_null(),
-                Some(bytes) if *is_uuid => {
-                    let id = uuid::Uuid::from_bytes(fixed(bytes)?);
-                    *appended += uuid::fmt::Hyphenated::LENGTH;
-                    strings.append_value(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
-                }
-                Some(bytes) => {
-                    *appended += if bytes.len() > 12 { bytes.len() } else { 0 };
-                    strings.append_value(std::str::from_utf8(bytes).map_err(|error| error.to_string())?);
-                }
-            },
+            Values::Text { texts, is_uuid } => texts.push(text(value, *is_uuid)?),
+            Values::Key { keys, is_uuid, numbers } => {
+                let key = match keys.data_type() {
+                    DataType::Int16 => number(value, i16::from_be_bytes)?.map(|number| Key::Number(number.into())),
+                    DataType::Int32 => number(value, i32::from_be_bytes)?.map(|number| Key::Number(number.into())),
+                    DataType::Int64 => number(value, i64::from_be_bytes)?.map(Key::Number),
+                    _ => text(value, *is_uuid)?.map(Key::Text),
+                };
+                numbers.push(key.map_or(NO_KEY, |key| keys.number(key)));
+            }
             Values::Int16(builder) => builder.append_option(number(value, i16::from_be_bytes)?),
             Values::Int32(builder) => builder.append_option(number(value, i32::from_be_bytes)?),
             Values::Int64(builder) => builder.append_option(number(value, i64::from_be_bytes)?),
@@ -281,33 +284,31 @@ impl Values {
         Ok(())
     }
 
-    fn finish(&mut self) -> ArrayRef {
-        match self {
-            Values::Text { strings: builder, appended, .. } => {
-                let array = builder.finish();
-                // Where fewer than half of the bytes were saved, looking for repeats is not worth its time.
-                *builder = strings(kept_bytes(&array) * 2 <= std::mem::take(appended));
-                Arc::new(array)
-            }
-            Values::Int16(builder) => ArrayBuilder::finish(builder),
-            Values::Int32(builder) => ArrayBuilder::finish(builder),
-            Values::Int64(builder) => ArrayBuilder::finish(builder),
-            Values::Float32(builder) => ArrayBuilder::finish(builder),
-            Values::Float64(builder) => ArrayBuilder::finish(builder),
-            Values::Bool(builder) => ArrayBuilder::finish(builder),
-            Values::Date(builder) => ArrayBuilder::finish(builder),
-            Values::Timestamp(builder) => ArrayBuilder::finish(builder),
-        }
+    fn finish(self) -> Loaded {
+        Loaded::Array(match self {
+            Values::Text { texts, .. } => return Loaded::Text(texts),
+            Values::Key { keys, numbers, .. } => return Loaded::Key(keys, numbers),
+            Values::Int16(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Int32(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Int64(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Float32(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Float64(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Bool(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Date(mut builder) => ArrayBuilder::finish(&mut builder),
+            Values::Timestamp(mut builder) => ArrayBuilder::finish(&mut builder),
+        })
     }
 }
 
-fn strings(repeating: bool) -> StringViewBuilder {
-    let builder = StringViewBuilder::new().with_fixed_block_size(STRING_BLOCK);
-    if repeating { builder.with_deduplicate_strings() } else { builder }
-}
-
-fn kept_bytes(array: &StringViewArray) -> usize {
-    array.data_buffers().iter().map(|buffer| buffer.len()).sum()
+fn text(value: Option<&[u8]>, is_uuid: bool) -> Result<Option<Text<'_>>, String> {
+    Ok(match value {
+        None => None,
+        Some(bytes) if is_uuid => Some(Text::Id(fixed(bytes)?)),
+        Some(bytes) => match id::parse(bytes) {
+            Some(id) => Some(Text::Id(id)),
+            None => Some(Text::Other(std::str::from_utf8(bytes).map_err(|error| error.to_string())?)),
+        },
+    })
 }
 
 fn number<const N: usize, T>(value: Option<&[u8]>, from: fn([u8; N]) -> T) -> Result<Option<T>, String> {

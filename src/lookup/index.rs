@@ -1,62 +1,188 @@
 //! The rows of a lookup table by one of its columns: key -> places of its rows, one after the other.
 //!
+//! ```text
+//! numbers   hash of a key -> its number                         5 to 11 bytes a key
+//! keys      by number: the key                                 16 bytes a key
+//! starts    by number: the first of its rows                    4 bytes a key
+//! rows      the rows of key 0, then those of key 1, ...         4 bytes a row
+//! ```
+//!
+//! `rows` is not there where the table itself stands in this order, and neither is the key's column: the index is it.
+//!
 //! What this promises: finding a key costs the same in a table of ten rows and of ten million, its rows are listed in
-//! the table's order, a null is no key, and two keys with one hash stay two keys. What it does not do: it holds no
-//! rows, only their numbers; ten million rows of a thousand keys take 40 MB.
+//! the order in which they came, a null is no key, and two keys with one hash stay two keys.
 
 use std::fmt;
+use std::hash::BuildHasher;
+use std::ops::Range;
 
-use arrow::array::{Array, ArrayRef, PrimitiveArray, StringViewArray, new_empty_array};
-use arrow::compute::interleave;
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Int16Type, Int32Type, Int64Type};
-use datafusion::common::hash_utils::{RandomState, create_hashes};
-use datafusion::common::{Result, exec_datafusion_err, exec_err};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::hash_utils::RandomState;
+use datafusion::common::{Result, exec_err};
 use hashbrown::HashTable;
+
+use super::NO_ROW;
+use super::text::{Text, TextColumn};
 
 /// Whether a column of this type can be a key.
 pub(super) fn is_key_type(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Utf8View | DataType::Int16 | DataType::Int32 | DataType::Int64)
 }
 
-/// One hash per row; what it gives for nulls does not matter.
-type Hash = fn(&ArrayRef) -> Result<Vec<u64>>;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Key<'a> {
+    Text(Text<'a>),
+    Number(i64),
+}
 
-/// An index over one column. Rows are numbered through all batches of the table, keys in the order of their first rows.
-pub(super) struct KeyIndex {
-    /// By hash: the number of the key.
+/// The keys of `array`, which is of a type that [`is_key_type`] knows, row by row.
+pub(super) fn each_key(array: &ArrayRef, mut key: impl FnMut(Option<Key<'_>>)) -> Result<()> {
+    match array.data_type() {
+        DataType::Utf8View => {
+            array.as_string_view().iter().for_each(|text| key(text.map(|text| Key::Text(text.into()))));
+        }
+        data_type if is_key_type(data_type) => {
+            let numbers = cast(array, &DataType::Int64)?;
+            numbers.as_primitive::<Int64Type>().iter().for_each(|number| key(number.map(Key::Number)));
+        }
+        other => return exec_err!("no index over a column of type {other}"),
+    }
+    Ok(())
+}
+
+/// Keys, each once, numbered as they come.
+pub(super) struct Keys {
     numbers: HashTable<u32>,
-    /// By number: the key. Shares the strings of the table.
-    keys: ArrayRef,
-    /// By number: where the key's rows begin in `rows`. One more than there are keys.
+    values: Values,
+    hash: fn(Key<'_>) -> u64,
+}
+
+enum Values {
+    Texts(TextColumn),
+    Numbers(DataType, Vec<i64>),
+}
+
+impl Values {
+    fn get(&self, number: u32) -> Option<Key<'_>> {
+        match self {
+            Values::Texts(texts) => texts.get(number as usize).map(Key::Text),
+            Values::Numbers(_, numbers) => Some(Key::Number(numbers[number as usize])),
+        }
+    }
+}
+
+impl Keys {
+    pub(super) fn new(data_type: &DataType) -> Result<Self> {
+        Self::with_hash(data_type, |key| RandomState::with_seed(0).hash_one(key))
+    }
+
+    fn with_hash(data_type: &DataType, hash: fn(Key<'_>) -> u64) -> Result<Self> {
+        let values = match data_type {
+            DataType::Utf8View => Values::Texts(TextColumn::default()),
+            other if is_key_type(other) => Values::Numbers(other.clone(), Vec::new()),
+            other => return exec_err!("no index over a column of type {other}"),
+        };
+        Ok(Self { numbers: HashTable::new(), values, hash })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match &self.values {
+            Values::Texts(texts) => texts.len(),
+            Values::Numbers(_, numbers) => numbers.len(),
+        }
+    }
+
+    pub(super) fn data_type(&self) -> &DataType {
+        match &self.values {
+            Values::Texts(_) => &DataType::Utf8View,
+            Values::Numbers(data_type, _) => data_type,
+        }
+    }
+
+    fn find(&self, key: Key<'_>) -> Option<u32> {
+        self.numbers.find((self.hash)(key), |&number| self.values.get(number) == Some(key)).copied()
+    }
+
+    /// The number of `key`, a new one if it is new.
+    pub(super) fn number(&mut self, key: Key<'_>) -> u32 {
+        if let Some(number) = self.find(key) {
+            return number;
+        }
+        let number = self.len() as u32;
+        match (&mut self.values, key) {
+            (Values::Texts(texts), Key::Text(text)) => texts.push(Some(text)),
+            (Values::Numbers(_, numbers), Key::Number(value)) => numbers.push(value),
+            // Never: a column has one type.
+            _ => return NO_KEY,
+        }
+        let (hash, values) = (self.hash, &self.values);
+        self.numbers.insert_unique(hash(key), number, |&number| values.get(number).map_or(0, hash));
+        number
+    }
+
+    fn shrink_to_fit(&mut self) {
+        match &mut self.values {
+            Values::Texts(texts) => texts.shrink_to_fit(),
+            Values::Numbers(_, numbers) => numbers.shrink_to_fit(),
+        }
+        let (hash, values) = (self.hash, &self.values);
+        self.numbers.shrink_to_fit(|&number| values.get(number).map_or(0, hash));
+    }
+
+    /// The keys of these numbers; null for [`NO_KEY`].
+    fn gather(&self, numbers: &[u32]) -> Result<ArrayRef> {
+        Ok(match &self.values {
+            Values::Texts(texts) => std::sync::Arc::new(texts.gather(numbers)),
+            Values::Numbers(data_type, values) => {
+                let array: Int64Array = numbers.iter().map(|&number| values.get(number as usize).copied()).collect();
+                cast(&array, data_type)?
+            }
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let values = match &self.values {
+            Values::Texts(texts) => texts.bytes(),
+            Values::Numbers(_, numbers) => size_of::<i64>() * numbers.capacity(),
+        };
+        self.numbers.allocation_size() + values
+    }
+}
+
+/// Stands for the number of a null.
+pub(super) const NO_KEY: u32 = NO_ROW;
+
+/// An index over one column. Rows are numbered through the table, keys in the order of their first rows.
+pub(super) struct KeyIndex {
+    keys: Keys,
+    /// By number: where the key's rows begin. One more than there are keys.
     starts: Vec<u32>,
-    rows: Vec<u32>,
-    hash: Hash,
+    /// `None` where the table's rows stand in this order, those without a key at the end.
+    rows: Option<Vec<u32>>,
 }
 
 impl fmt::Debug for KeyIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyIndex({} keys, {} rows)", self.keys.len(), self.rows.len())
+        write!(f, "KeyIndex({} keys)", self.keys.len())
     }
 }
 
 impl KeyIndex {
-    /// `column`: the key column of each batch, all of one type that [`is_key_type`] knows.
-    pub(super) fn build(data_type: &DataType, column: &[ArrayRef]) -> Result<KeyIndex> {
-        Self::build_with(data_type, column, |keys| {
-            let mut hashes = vec![0; keys.len()];
-            create_hashes([keys], &RandomState::with_seed(0), &mut hashes)?;
-            Ok(hashes)
-        })
+    /// `number_of_row`: by row, the number of its key among `keys`, or [`NO_KEY`].
+    pub(super) fn listed(keys: Keys, number_of_row: &[u32]) -> KeyIndex {
+        let (index, mut rows) = Self::ordered(keys, number_of_row);
+        rows.truncate(index.keyed_rows());
+        rows.shrink_to_fit();
+        KeyIndex { rows: Some(rows), ..index }
     }
 
-    fn build_with(data_type: &DataType, column: &[ArrayRef], hash: Hash) -> Result<KeyIndex> {
-        match data_type {
-            DataType::Utf8View => build::<StringViewArray>(data_type, column, hash),
-            DataType::Int16 => build::<PrimitiveArray<Int16Type>>(data_type, column, hash),
-            DataType::Int32 => build::<PrimitiveArray<Int32Type>>(data_type, column, hash),
-            DataType::Int64 => build::<PrimitiveArray<Int64Type>>(data_type, column, hash),
-            other => exec_err!("no index over a column of type {other}"),
-        }
+    /// The index over a table that is put into the index's order, and that order: all rows, by number of their key.
+    pub(super) fn ordered(mut keys: Keys, number_of_row: &[u32]) -> (KeyIndex, Vec<u32>) {
+        keys.shrink_to_fit();
+        let (starts, rows) = rows_by_number(number_of_row, keys.len());
+        (KeyIndex { keys, starts, rows: None }, rows)
     }
 
     /// For each of `probes`, which are of the key's type: the number of the key that equals it.
@@ -64,128 +190,69 @@ impl KeyIndex {
         if probes.data_type() != self.keys.data_type() {
             return exec_err!("the index is over {}, not {}", self.keys.data_type(), probes.data_type());
         }
-        let hashes = (self.hash)(probes)?;
-        match probes.data_type() {
-            DataType::Utf8View => self.find_typed::<StringViewArray>(probes, &hashes),
-            DataType::Int16 => self.find_typed::<PrimitiveArray<Int16Type>>(probes, &hashes),
-            DataType::Int32 => self.find_typed::<PrimitiveArray<Int32Type>>(probes, &hashes),
-            DataType::Int64 => self.find_typed::<PrimitiveArray<Int64Type>>(probes, &hashes),
-            other => exec_err!("no index over a column of type {other}"),
+        let mut numbers = Vec::with_capacity(probes.len());
+        each_key(probes, |key| numbers.push(key.and_then(|key| self.keys.find(key))))?;
+        Ok(numbers)
+    }
+
+    /// Where the rows of the key `number` are listed: never none.
+    pub(super) fn places(&self, number: u32) -> Range<usize> {
+        self.starts[number as usize] as usize..self.starts[number as usize + 1] as usize
+    }
+
+    /// Adds the rows at `places` to `rows`.
+    pub(super) fn list(&self, places: Range<usize>, rows: &mut Vec<u32>) {
+        match &self.rows {
+            Some(listed) => rows.extend_from_slice(&listed[places]),
+            None => rows.extend(places.start as u32..places.end as u32),
         }
     }
 
-    fn find_typed<A: Keys>(&self, probes: &ArrayRef, hashes: &[u64]) -> Result<Vec<Option<u32>>> {
-        let (probes, keys) = (A::of(probes)?, A::of(&self.keys)?);
-        let find = |(row, &hash): (usize, &u64)| {
-            let same = |&number: &u32| probes.same(row, keys, number as usize);
-            if probes.is_null(row) { None } else { self.numbers.find(hash, same).copied() }
-        };
-        Ok(hashes.iter().enumerate().map(find).collect())
-    }
-
-    /// The rows of the key `number`: never none, ascending.
-    pub(super) fn rows(&self, number: u32) -> &[u32] {
-        let number = number as usize;
-        &self.rows[self.starts[number] as usize..self.starts[number + 1] as usize]
-    }
-
-    /// Memory held, in bytes, without the strings, which are the table's.
-    pub(super) fn bytes(&self) -> u64 {
-        let (numbers, views) = (self.numbers.allocation_size(), size_of::<u128>() * self.keys.len());
-        (numbers + views + size_of::<u32>() * (self.starts.capacity() + self.rows.capacity())) as u64
-    }
-}
-
-/// An array of keys. Both rows that [`Keys::same`] compares hold values.
-trait Keys: Array + Sized + 'static {
-    fn of(array: &ArrayRef) -> Result<&Self> {
-        let found = array.as_any().downcast_ref();
-        found.ok_or_else(|| exec_datafusion_err!("a key column is of type {}", array.data_type()))
-    }
-
-    fn same(&self, row: usize, others: &Self, other: usize) -> bool;
-}
-
-impl Keys for StringViewArray {
-    fn same(&self, row: usize, others: &Self, other: usize) -> bool {
-        self.value(row) == others.value(other)
-    }
-}
-
-impl<T: ArrowPrimitiveType<Native: Eq>> Keys for PrimitiveArray<T> {
-    fn same(&self, row: usize, others: &Self, other: usize) -> bool {
-        self.value(row) == others.value(other)
-    }
-}
-
-/// A key's hash, and batch and row of where it was first seen.
-struct First {
-    hash: u64,
-    batch: usize,
-    row: usize,
-}
-
-/// Stands for the number of a null.
-const NO_KEY: u32 = u32::MAX;
-
-fn build<A: Keys>(data_type: &DataType, column: &[ArrayRef], hash: Hash) -> Result<KeyIndex> {
-    let total: usize = column.iter().map(|keys| keys.len()).sum();
-    if total >= NO_KEY as usize {
-        return exec_err!("{total} rows are too many for an index");
-    }
-    let typed = column.iter().map(A::of).collect::<Result<Vec<_>>>()?;
-    let mut numbers = HashTable::new();
-    let mut firsts: Vec<First> = Vec::new();
-    let mut number_of_row = Vec::with_capacity(total);
-    for (batch, (keys, array)) in typed.iter().zip(column).enumerate() {
-        for (row, hash) in hash(array)?.into_iter().enumerate() {
-            if keys.is_null(row) {
-                number_of_row.push(NO_KEY);
-                continue;
+    /// The keys of `rows` of a table that stands in this index's order; null for [`NO_ROW`].
+    pub(super) fn gather(&self, rows: &[u32]) -> Result<ArrayRef> {
+        let (mut number, mut places) = (NO_KEY, 0..0);
+        let numbers = rows.iter().map(|&row| {
+            if !places.contains(&(row as usize)) {
+                let place = self.starts.partition_point(|&start| start <= row);
+                (number, places) = match place == self.starts.len() {
+                    true => (NO_KEY, 0..0),
+                    false => (place as u32 - 1, self.places(place as u32 - 1)),
+                };
             }
-            let same = |&number: &u32| {
-                let first = &firsts[number as usize];
-                first.hash == hash && keys.same(row, typed[first.batch], first.row)
-            };
-            let number = numbers.find(hash, same).copied().unwrap_or_else(|| {
-                let number = firsts.len() as u32;
-                numbers.insert_unique(hash, number, |&number| firsts[number as usize].hash);
-                firsts.push(First { hash, batch, row });
-                number
-            });
-            number_of_row.push(number);
-        }
+            number
+        });
+        self.keys.gather(&numbers.collect::<Vec<_>>())
     }
-    numbers.shrink_to_fit(|&number| firsts[number as usize].hash);
-    let keys = first_keys(data_type, column, &firsts)?;
-    let (starts, rows) = rows_by_number(&number_of_row, firsts.len());
-    Ok(KeyIndex { numbers, keys, starts, rows, hash })
+
+    /// Rows that have a key.
+    fn keyed_rows(&self) -> usize {
+        self.starts.last().map_or(0, |&end| end as usize)
+    }
+
+    /// Memory held, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let rows = self.rows.as_ref().map_or(0, Vec::capacity);
+        self.keys.bytes() + size_of::<u32>() * (self.starts.capacity() + rows)
+    }
 }
 
-fn first_keys(data_type: &DataType, column: &[ArrayRef], firsts: &[First]) -> Result<ArrayRef> {
-    if firsts.is_empty() {
-        return Ok(new_empty_array(data_type));
-    }
-    let arrays: Vec<&dyn Array> = column.iter().map(|keys| keys.as_ref()).collect();
-    let places: Vec<_> = firsts.iter().map(|first| (first.batch, first.row)).collect();
-    Ok(interleave(&arrays, &places)?)
-}
-
-/// Sorts rows by the number of their key, by counting: where each number's rows start, and the rows.
+/// Sorts rows by the number of their key, by counting: where each number's rows start, and the rows, those without a
+/// key at the end.
 fn rows_by_number(number_of_row: &[u32], numbers: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut starts = vec![0u32; numbers + 1];
-    let keyed = || number_of_row.iter().enumerate().filter(|&(_, &number)| number != NO_KEY);
-    keyed().for_each(|(_, &number)| starts[number as usize + 1] += 1);
-    for number in 0..numbers {
-        starts[number + 1] += starts[number];
+    // Two places further, so that each start can move on to the next one while rows are put.
+    let mut starts = vec![0u32; numbers + 2];
+    let place_of = |number: u32| (number as usize).min(numbers);
+    for &number in number_of_row.iter().filter(|&&number| number != NO_KEY) {
+        starts[number as usize + 2] += 1;
     }
-    let mut next = starts.clone();
-    let mut rows = vec![0; starts[numbers] as usize];
-    for (row, &number) in keyed() {
-        let place = &mut next[number as usize];
+    (2..starts.len()).for_each(|number| starts[number] += starts[number - 1]);
+    let mut rows = vec![0; number_of_row.len()];
+    for (row, &number) in number_of_row.iter().enumerate() {
+        let place = &mut starts[place_of(number) + 1];
         rows[*place as usize] = row as u32;
         *place += 1;
     }
+    starts.truncate(numbers + 1);
     (starts, rows)
 }
 
@@ -193,7 +260,7 @@ fn rows_by_number(number_of_row: &[u32], numbers: usize) -> (Vec<u32>, Vec<u32>)
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{Int64Array, new_null_array};
+    use arrow::array::{StringViewArray, new_null_array};
 
     use super::*;
 
@@ -201,48 +268,98 @@ mod tests {
         Arc::new(StringViewArray::from_iter(values.iter().copied()))
     }
 
-    fn found<'a>(index: &'a KeyIndex, probes: &ArrayRef) -> Vec<Option<&'a [u32]>> {
-        let numbers = index.find(probes).expect("numbers");
-        numbers.into_iter().map(|number| number.map(|number| index.rows(number))).collect()
+    fn numbers(values: &[Option<i64>]) -> ArrayRef {
+        Arc::new(Int64Array::from(values.to_vec()))
+    }
+
+    fn number_all(mut keys: Keys, column: &[ArrayRef]) -> (Keys, Vec<u32>) {
+        let mut numbers = Vec::new();
+        let mut number = |key: Option<Key<'_>>| numbers.push(key.map_or(NO_KEY, |key| keys.number(key)));
+        column.iter().for_each(|array| each_key(array, &mut number).expect("keys"));
+        (keys, numbers)
+    }
+
+    fn found(index: &KeyIndex, probes: &ArrayRef) -> Vec<Option<Vec<u32>>> {
+        let rows = |number| {
+            let mut rows = Vec::new();
+            index.list(index.places(number), &mut rows);
+            rows
+        };
+        index.find(probes).expect("numbers").into_iter().map(|number| number.map(rows)).collect()
+    }
+
+    /// What is found of `probes`, as rows of `column`, by both kinds of index.
+    fn both(keys: impl Fn() -> Keys, column: &[ArrayRef], probes: &ArrayRef) -> Vec<Option<Vec<u32>>> {
+        let (listed, number_of_row) = number_all(keys(), column);
+        let listed = found(&KeyIndex::listed(listed, &number_of_row), probes);
+        let (ordered, order) = KeyIndex::ordered(number_all(keys(), column).0, &number_of_row);
+        let as_they_came = |rows: Vec<u32>| rows.into_iter().map(|row| order[row as usize]).collect();
+        let by_order: Vec<_> = found(&ordered, probes).into_iter().map(|rows| rows.map(as_they_came)).collect();
+        assert_eq!(by_order, listed);
+
+        // A table in this order gets its keys back from the index.
+        let mut rows: Vec<u32> = (0..order.len() as u32).rev().collect();
+        rows.push(NO_ROW);
+        let came = column.iter().scan(0, |at, array| Some(std::mem::replace(at, *at + array.len())).zip(Some(array)));
+        let came: Vec<_> = came.flat_map(|(_, array)| (0..array.len()).map(move |row| array.slice(row, 1))).collect();
+        let gathered = ordered.gather(&rows).expect("keys");
+        assert!(gathered.is_null(order.len()));
+        for (place, &row) in rows.iter().enumerate().take(order.len()) {
+            assert_eq!(gathered.slice(place, 1).as_ref(), came[order[row as usize] as usize].as_ref());
+        }
+        listed
     }
 
     const LONG: &str = "longer than twelve bytes, a";
+    const ID: &str = "0123e456-789a-bcde-f012-3456789abcde";
+    const UPPER: &str = "0123E456-789A-BCDE-F012-3456789ABCDE";
 
     #[test]
     fn rows_of_a_key_are_found_through_all_batches() {
         let column = [
-            strings(&[Some("a"), None, Some(LONG), Some("a")]),
+            strings(&[Some("a"), None, Some(LONG), Some("a"), Some(ID)]),
             strings(&[]),
-            strings(&[Some(LONG), Some(""), Some("a")]),
+            strings(&[Some(LONG), Some(""), Some("a"), Some(UPPER), Some(ID)]),
         ];
-        let index = KeyIndex::build(&DataType::Utf8View, &column).expect("an index");
-        let probes = strings(&[Some("a"), None, Some("b"), Some(LONG), Some(""), Some("longer than twelve bytes, b")]);
-        let expected: [Option<&[u32]>; 6] = [Some(&[0, 3, 6]), None, None, Some(&[2, 4]), Some(&[5]), None];
-        assert_eq!(found(&index, &probes), expected);
+        let other = "longer than twelve bytes, b";
+        let probes = strings(&[Some("a"), None, Some("b"), Some(LONG), Some(""), Some(other), Some(UPPER), Some(ID)]);
+        let expected =
+            [Some(vec![0, 3, 7]), None, None, Some(vec![2, 5]), Some(vec![6]), None, Some(vec![8]), Some(vec![4, 9])];
+        assert_eq!(both(|| Keys::new(&DataType::Utf8View).expect("keys"), &column, &probes), expected);
     }
 
     #[test]
     fn keys_with_one_hash_stay_apart() {
-        let one_hash = |keys: &ArrayRef| Ok(vec![7; keys.len()]);
-        let column = [strings(&[Some("a"), Some(LONG), Some("c")]), strings(&[Some(LONG), Some("a"), None])];
-        let index = KeyIndex::build_with(&DataType::Utf8View, &column, one_hash).expect("an index");
-        let probes = strings(&[Some("c"), Some(LONG), Some("a"), Some("d"), None]);
-        assert_eq!(found(&index, &probes), [Some(&[2u32][..]), Some(&[1, 3]), Some(&[0, 4]), None, None]);
+        let keys = |data_type: DataType| move || Keys::with_hash(&data_type, |_| 7).expect("keys");
+        let column = [strings(&[Some("a"), Some(LONG), Some(ID)]), strings(&[Some(LONG), Some("a"), None])];
+        let probes = strings(&[Some(ID), Some(LONG), Some("a"), Some(UPPER), None]);
+        let expected = [Some(vec![2]), Some(vec![1, 3]), Some(vec![0, 4]), None, None];
+        assert_eq!(both(keys(DataType::Utf8View), &column, &probes), expected);
 
-        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(2), None, Some(1)]));
-        let index = KeyIndex::build_with(&DataType::Int64, &[Arc::clone(&numbers)], one_hash).expect("an index");
-        assert_eq!(found(&index, &numbers), [Some(&[0u32, 3][..]), Some(&[1]), None, Some(&[0, 3])]);
+        let column = [numbers(&[Some(1), Some(2), None, Some(1)])];
+        let expected = [Some(vec![0, 3]), Some(vec![1]), None, Some(vec![0, 3])];
+        assert_eq!(both(keys(DataType::Int64), &column, &column[0]), expected);
     }
 
     #[test]
     fn an_empty_table_has_no_keys_and_another_type_is_refused() {
-        let probes: ArrayRef = Arc::new(Int64Array::from(vec![0]));
+        let probes = numbers(&[Some(0)]);
+        let keys = || Keys::new(&DataType::Int64).expect("keys");
         for column in [vec![], vec![probes.slice(0, 0)], vec![new_null_array(&DataType::Int64, 2)]] {
-            let index = KeyIndex::build(&DataType::Int64, &column).expect("an index");
-            assert_eq!(found(&index, &probes), [None]);
+            assert_eq!(both(keys, &column, &probes), [None]);
         }
-        let index = KeyIndex::build(&DataType::Int64, &[]).expect("an index");
+        let index = KeyIndex::listed(keys(), &[]);
         assert!(index.find(&strings(&[Some("a")])).is_err());
-        assert!(KeyIndex::build(&DataType::Float64, &[]).is_err());
+        assert!(Keys::new(&DataType::Float64).is_err());
+    }
+
+    #[test]
+    fn small_numbers_keep_their_type() {
+        let column: ArrayRef = Arc::new(arrow::array::Int16Array::from(vec![Some(3), None, Some(-3), Some(3)]));
+        let keys = || Keys::new(&DataType::Int16).expect("keys");
+        assert_eq!(
+            both(keys, &[Arc::clone(&column)], &column),
+            [Some(vec![0, 3]), None, Some(vec![2]), Some(vec![0, 3])]
+        );
     }
 }

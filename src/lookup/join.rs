@@ -84,6 +84,11 @@ impl LookupJoinExec {
         Self { input, join, key, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() }
     }
 
+    /// Name and column of the lookup table.
+    pub(super) fn looks_up(&self) -> (&str, usize) {
+        (&self.join.table, self.join.table_key.0)
+    }
+
     fn key_type(&self) -> DataType {
         self.input.schema().field(self.join.key.index()).data_type().clone()
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 
+use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::TryStreamExt;
@@ -10,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::Type;
 
-use super::copy::{CopyDecoder, TABLE_BATCH_ROWS, arrow_type};
+use super::copy::{CopyDecoder, arrow_schema, arrow_type};
 use super::table::LookupTable;
 use crate::{Error, Result};
 
@@ -22,26 +23,55 @@ pub struct LookupQuery {
     pub sql: String,
 }
 
-/// Runs the query on `client`, which must not be used for anything else meanwhile. `progress` is told rows and bytes
-/// received so far, every 64k rows and at the end.
+/// Rows between two calls of a load's `progress`.
+const PROGRESS_ROWS: u64 = 64 * 1024;
+
+/// The query's columns, as a table without rows: what `triggers.sql` can be compiled against before anything is loaded.
+///
+/// Errors: as for [`load`].
+pub async fn describe(client: &Client, query: &LookupQuery) -> Result<LookupTable> {
+    let schema = arrow_schema(&columns(client, query).await?).map_err(|problem| in_file(query, problem))?;
+    Ok(LookupTable::empty(&query.name, schema))
+}
+
+/// Runs the query on `client`, which must not be used for anything else meanwhile. `keys`: the columns that the table is
+/// joined by; it is put into the order of the first, and has an index over each of the others. `progress` is told rows
+/// and bytes received so far, every 64k rows and at the end.
 ///
 /// Errors: [`Error::Sql`] with file, line and column for what Postgres says about the query or for a column of a type
 /// that lookups do not know; [`Error::Postgres`] for everything else.
-pub async fn load(client: &Client, query: &LookupQuery, progress: impl FnMut(u64, u64)) -> Result<LookupTable> {
+pub async fn load(
+    client: &Client,
+    query: &LookupQuery,
+    keys: &[usize],
+    progress: impl FnMut(u64, u64),
+) -> Result<LookupTable> {
     let doing = || format!("loading the lookup table {}", query.name);
     client.batch_execute("BEGIN READ ONLY").await.map_err(Error::postgres(doing()))?;
-    let loaded = copy_out(client, query, progress).await;
+    let loaded = copy_out(client, query, keys.first().copied(), progress).await;
     let end = if loaded.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = client.batch_execute(end).await.map_err(Error::postgres(doing()));
-    let table = loaded?;
+    let decoder = loaded?;
     ended?;
-    Ok(table)
+    let (name, keys) = (query.name.clone(), keys.to_vec());
+    let built = tokio::task::spawn_blocking(move || {
+        let table = decoder.table(&name)?;
+        table.index_all(&keys);
+        Ok(table)
+    });
+    let built = built.await.unwrap_or_else(|failure| Err(DataFusionError::External(Box::new(failure))));
+    built.map_err(Error::engine(format!("building the lookup table {}", query.name)))
 }
 
-async fn copy_out(client: &Client, query: &LookupQuery, mut progress: impl FnMut(u64, u64)) -> Result<LookupTable> {
+async fn copy_out(
+    client: &Client,
+    query: &LookupQuery,
+    key: Option<usize>,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<CopyDecoder> {
     let doing = || format!("loading the lookup table {}", query.name);
     let columns = columns(client, query).await?;
-    let mut decoder = CopyDecoder::new(&columns).map_err(|problem| in_file(query, problem))?;
+    let mut decoder = CopyDecoder::new(&columns, key).map_err(|problem| in_file(query, problem))?;
 
     // The newline ends a comment on the query's last line.
     let copy = format!("COPY (\n{}\n) TO STDOUT (FORMAT binary)", without_semicolon(&query.sql));
@@ -52,14 +82,14 @@ async fn copy_out(client: &Client, query: &LookupQuery, mut progress: impl FnMut
     while let Some(chunk) = stream.try_next().await.map_err(Error::postgres(doing()))? {
         decoder.feed(&chunk).map_err(|problem| in_file(query, problem))?;
         bytes += chunk.len() as u64;
-        if decoder.rows() - told >= TABLE_BATCH_ROWS as u64 {
+        if decoder.rows() - told >= PROGRESS_ROWS {
             told = decoder.rows();
             progress(told, bytes);
         }
     }
     progress(decoder.rows(), bytes);
-    let (schema, batches) = decoder.finish().map_err(|problem| in_file(query, problem))?;
-    Ok(LookupTable::new(&query.name, schema, batches))
+    decoder.check_end().map_err(|problem| in_file(query, problem))?;
+    Ok(decoder)
 }
 
 /// Names and types of the query's columns, as Postgres sees them.

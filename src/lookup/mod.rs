@@ -4,10 +4,13 @@
 //! once or not at all. What it does not do: merge rows or remove duplicates. The query's `DISTINCT` does that, in
 //! Postgres.
 //!
-//! Plans that join a table by one equal column read it by index ([`optimizer_rules`]); all others scan it.
+//! Plans that join a table by one equal column read it by index ([`optimizer_rules`]); all others scan it. What a plan
+//! joins by is known before a table is loaded ([`LookupKeys`]): it is loaded into the order of its key.
 
 mod bound;
+mod column;
 mod copy;
+mod id;
 mod index;
 mod join;
 #[cfg(test)]
@@ -19,9 +22,13 @@ mod rule;
 mod table;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub(crate) use bound::{BATCH_ROWS, BoundTable};
-pub use load::{LookupQuery, load};
+pub use load::{LookupQuery, describe, load};
 pub use refresh::{LookupStatus, Lookups};
-pub(crate) use rule::optimizer_rules;
-pub use table::{LookupSet, LookupTable};
+pub(crate) use rule::{lookup_keys, optimizer_rules};
+pub use table::{LookupKeys, LookupSet, LookupTable};
+
+/// Stands for a row of a lookup table that is not there; a table has fewer rows.
+const NO_ROW: u32 = u32::MAX;

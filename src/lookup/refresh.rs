@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::load::{LookupQuery, load};
-use super::table::{LookupSet, LookupTable};
+use super::table::{LookupKeys, LookupSet, LookupTable};
 use crate::{Error, Result};
 
 /// Size and age of one lookup table, for metrics.
@@ -28,18 +28,21 @@ pub struct LookupStatus {
 #[derive(Debug)]
 pub struct Lookups {
     queries: Vec<LookupQuery>,
+    keys: LookupKeys,
     current: watch::Sender<LookupSet>,
 }
 
 impl Lookups {
-    /// Loads every table for the first time. `progress` is told the table's name, rows and bytes so far.
+    /// Loads every table for the first time. `keys`: what they are joined by. `progress` is told the table's name, rows
+    /// and bytes so far.
     pub async fn load(
         client: &Client,
         queries: Vec<LookupQuery>,
+        keys: LookupKeys,
         progress: impl FnMut(&str, u64, u64),
     ) -> Result<Lookups> {
-        let set = load_all(client, &queries, progress).await?;
-        Ok(Lookups { queries, current: watch::Sender::new(set) })
+        let set = load_all(client, &queries, &keys, progress).await?;
+        Ok(Lookups { queries, keys, current: watch::Sender::new(set) })
     }
 
     /// The set as it is now. Take it once per micro-batch: a swap must not happen in the middle of one.
@@ -98,7 +101,7 @@ impl Lookups {
         K: Deref<Target = Client>,
     {
         let client = connect().await?;
-        let set = load_all(&client, &self.queries, |_, _, _| {}).await?;
+        let set = load_all(&client, &self.queries, &self.keys, |_, _, _| {}).await?;
         let old = self.current();
         for (query, table) in self.queries.iter().filter_map(|query| Some((query, set.get(&query.name)?))) {
             if old.get(&query.name).is_some_and(|old| old.schema != table.schema) {
@@ -123,11 +126,13 @@ impl Lookups {
 async fn load_all(
     client: &Client,
     queries: &[LookupQuery],
+    keys: &LookupKeys,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<LookupSet> {
     let mut tables = Vec::with_capacity(queries.len());
     for query in queries {
-        tables.push(load(client, query, |rows, bytes| progress(&query.name, rows, bytes)).await?);
+        let keys = keys.get(&query.name).map_or(&[][..], Vec::as_slice);
+        tables.push(load(client, query, keys, |rows, bytes| progress(&query.name, rows, bytes)).await?);
     }
     Ok(LookupSet::new(tables))
 }

@@ -26,6 +26,7 @@ use datafusion::physical_plan::projection::{EmbeddedProjection, ProjectionExec, 
 use super::bound::BoundScan;
 use super::index::is_key_type;
 use super::join::{Kind, LookupJoin, LookupJoinExec, Source};
+use super::table::LookupKeys;
 
 /// DataFusion's rules and the one for lookup joins: before joins choose their sides and anything moves between a join
 /// and its tables.
@@ -34,6 +35,22 @@ pub(crate) fn optimizer_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sy
     let place = rules.iter().position(|rule| rule.name() == "join_selection").unwrap_or(0);
     rules.insert(place, Arc::new(LookupJoins));
     rules
+}
+
+/// What `plan` joins lookup tables by.
+pub(crate) fn lookup_keys(plan: &Arc<dyn ExecutionPlan>) -> LookupKeys {
+    fn collect(plan: &Arc<dyn ExecutionPlan>, keys: &mut LookupKeys) {
+        if let Some((table, column)) = plan.downcast_ref::<LookupJoinExec>().map(LookupJoinExec::looks_up) {
+            let columns = keys.entry(table.to_owned()).or_default();
+            if let Err(place) = columns.binary_search(&column) {
+                columns.insert(place, column);
+            }
+        }
+        plan.children().into_iter().for_each(|child| collect(child, keys));
+    }
+    let mut keys = LookupKeys::new();
+    collect(plan, &mut keys);
+    keys
 }
 
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! Against a real Postgres.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::{DataType, Int32Type, TimeUnit};
 use tokio_postgres::Client;
 
 use super::*;
@@ -16,7 +17,7 @@ fn query(name: &str, sql: &str) -> LookupQuery {
 }
 
 async fn refusal(db: &TestDb, sql: &str) -> String {
-    let error = load(&db.client, &query("t", sql), |_, _| {}).await.expect_err("it is refused");
+    let error = load(&db.client, &query("t", sql), &[], |_, _| {}).await.expect_err("it is refused");
     format!("{error} | {}", error.remedy().unwrap_or_default())
 }
 
@@ -27,8 +28,10 @@ async fn every_type_and_a_trailing_comment() {
         3::int8 AS g, 1.5::float4 AS h, 2.5::float8 AS i, true AS j, '2022-07-31'::date AS k,
         '2022-07-31 22:00:28'::timestamp AS l, '2022-07-31 22:00:28+00'::timestamptz AS m,
         '023e4567-e89b-12d3-a456-426614174000'::uuid AS n, NULL::text AS o, ';' AS p; -- the end;";
-    let table = load(client, &query("t", sql), |_, _| {}).await.expect("it loads");
-    let [batch] = table.batches.as_slice() else { panic!("{} batches", table.batches.len()) };
+    let table = load(client, &query("t", sql), &[], |_, _| {}).await.expect("it loads");
+    let table = Arc::new(table);
+    let batches: Vec<_> = table.scan().collect::<Result<_, _>>().expect("rows");
+    let [batch] = batches.as_slice() else { panic!("{} batches", batches.len()) };
     let json = {
         let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
         writer.write(batch).expect("json");
@@ -71,10 +74,10 @@ async fn a_lookup_cannot_write() {
     client.batch_execute("CREATE TEMP SEQUENCE s").await.expect("a sequence");
     client.batch_execute("CREATE TABLE lookup_target (a int)").await.expect("a table");
     let sql = "WITH x AS (INSERT INTO lookup_target VALUES (1) RETURNING a) SELECT a FROM x";
-    let error = load(client, &query("t", sql), |_, _| {}).await.expect_err("it writes");
+    let error = load(client, &query("t", sql), &[], |_, _| {}).await.expect_err("it writes");
     assert!(error.to_string().contains("read-only transaction"), "{error}");
     // The transaction is over: the same client can go on.
-    load(client, &query("t", "SELECT 1 AS a"), |_, _| {}).await.expect("it loads");
+    load(client, &query("t", "SELECT 1 AS a"), &[], |_, _| {}).await.expect("it loads");
 }
 
 #[tokio::test]
@@ -83,12 +86,17 @@ async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
     let (client, boxed) = (&db.client, || async { connect(&db.url).await.map(Box::new) });
     client.batch_execute("CREATE TABLE refreshed AS SELECT 'a' AS a").await.expect("ok");
     let queries = vec![query("one", "SELECT a FROM refreshed"), query("two", "SELECT a FROM refreshed")];
-    let lookups = Lookups::load(client, queries, |_, _, _| {}).await.expect("it loads");
+    let keys = LookupKeys::from([("one".to_owned(), vec![0])]);
+    let lookups = Lookups::load(client, queries, keys, |_, _, _| {}).await.expect("it loads");
     let first = lookups.current();
     client.batch_execute("INSERT INTO refreshed VALUES ('b')").await.expect("ok");
     lookups.refresh(&boxed).await.expect("it refreshes");
     let second = lookups.current();
     assert_ne!(first.version(), second.version());
+    let has_index = |set: &LookupSet, name| set.get(name).expect("a table").built_index(0).is_some();
+    for set in [&first, &second] {
+        assert!(has_index(set, "one") && !has_index(set, "two"), "what it is joined by is ready before any batch");
+    }
     assert_eq!((first.get("one").expect("one").rows, second.get("two").expect("two").rows), (1, 2));
 
     client.batch_execute("ALTER TABLE refreshed ALTER a TYPE int4 USING 1").await.expect("ok");
@@ -114,13 +122,58 @@ async fn a_big_table_loads() {
                 '023e4567-e89b-12d3-a456-' || lpad(i::text, 12, '0') AS client_id FROM generate_series(1, {rows}) i"
     );
     let (started, mut calls) = (Instant::now(), 0);
-    let table = load(client, &query("big", &sql), |_, _| calls += 1).await.expect("it loads");
+    let table = load(client, &query("big", &sql), &[0], |_, _| calls += 1).await.expect("it loads");
     println!("{} rows, {} MiB, {:?}, {calls} calls", table.rows, table.bytes >> 20, started.elapsed());
     assert_eq!(table.rows, rows);
     assert!(calls > 1);
-    let last = table.batches.last().expect("batches");
+    // 16 bytes for each client; restaurants are kept once.
+    assert!(table.bytes < rows * 16 * 11 / 10, "{} bytes", table.bytes);
+    let last = Arc::new(table).scan().last().expect("batches").expect("rows");
     let clients = last.column(1).as_string_view();
+    // The thousandth restaurant is the first that came with a 0.
     assert_eq!(clients.value(clients.len() - 1), format!("023e4567-e89b-12d3-a456-{rows:012}"));
-    // 16 bytes a view, and 36 for each client; restaurants repeat and are kept once a batch.
-    assert!(table.bytes < rows * (16 + 16 + 36) * 5 / 4, "{} bytes", table.bytes);
+}
+
+#[tokio::test]
+async fn further_keys_have_an_index_when_the_table_is_loaded() {
+    let TestDb { client, .. } = &TestDb::start().await;
+    let sql = "SELECT i AS a, i % 3 AS b, 'c' AS c FROM generate_series(1, 10) i";
+    let described = describe(client, &query("t", sql)).await.expect("it is described");
+    let table = load(client, &query("t", sql), &[1, 2], |_, _| {}).await.expect("it loads");
+    assert_eq!((&described.schema, described.rows), (&table.schema, 0));
+    assert_eq!(table.indexed(), [1, 2]);
+    assert!(table.index_bytes() >= 4 * 10);
+}
+
+#[tokio::test]
+async fn texts_come_back_byte_for_byte_whatever_their_spelling() {
+    let TestDb { client, .. } = &TestDb::start().await;
+    let sql = r#"SELECT n, a::text, a::varchar AS b, u FROM (VALUES
+        (0, '0123e456-789a-bcde-f012-3456789abcde', '0123e456-789a-bcde-f012-3456789abcde'::uuid),
+        (1, '0123E456-789A-BCDE-F012-3456789ABCDE', '0123E456-789A-BCDE-F012-3456789ABCDE'),
+        (2, '0123e456789abcdef0123456789abcde', NULL),
+        (3, '{0123e456-789a-bcde-f012-3456789abcde}', '74657874-0000-0000-0000-000000000000'),
+        (4, '74657874-ffff-ffff-0000-000000000000', '74657874-ffff-ffff-0000-000000000000'),
+        (5, E'0123e456\t789a-bcde-f012-3456789abcde', NULL), (6, 'ресторан «У "Ё"»', NULL), (7, '', NULL),
+        (8, NULL, NULL), (9, '0123e456-789a-bcde-f012-3456789abcdE', NULL), (10, 'ресторан «У "Ё"»', NULL),
+        (11, '0123e456-789a-bcde-f012-3456789abcde', NULL)) AS t (n, a, u)"#;
+    let as_postgres_has_it = client.query(&format!("SELECT n, a, b, u::text FROM ({sql}) t ORDER BY n"), &[]).await;
+    let expected: Vec<[Option<String>; 3]> =
+        as_postgres_has_it.expect("rows").iter().map(|row| [1, 2, 3].map(|column| row.get(column))).collect();
+    for keys in [&[][..], &[1], &[2, 3], &[3]] {
+        let table = Arc::new(load(client, &query("t", sql), keys, |_, _| {}).await.expect("it loads"));
+        let mut rows = Vec::new();
+        for batch in table.scan().map(|batch| batch.expect("rows")) {
+            let text = |column: usize, row: usize| {
+                let texts = batch.column(column).as_string_view();
+                texts.is_valid(row).then(|| texts.value(row).to_owned())
+            };
+            let numbers = batch.column(0).as_primitive::<Int32Type>();
+            rows.extend(
+                (0..batch.num_rows()).map(|row| (numbers.value(row), [1, 2, 3].map(|column| text(column, row)))),
+            );
+        }
+        rows.sort();
+        assert_eq!(rows.into_iter().map(|(_, texts)| texts).collect::<Vec<_>>(), expected, "keys {keys:?}");
+    }
 }

@@ -36,7 +36,7 @@ pub use self::outcome::{FILTERED, Outcomes, PROCESSED, TRIGGERED};
 pub use self::parse::{TableNames, table_names};
 use self::stream::Plans;
 pub use self::stream::Triggers;
-use crate::lookup::LookupSet;
+use crate::lookup::{LookupKeys, LookupSet, lookup_keys};
 use crate::{Error, Result};
 
 /// The hidden column that numbers the messages of a micro-batch: the last one, UInt32, never null.
@@ -54,6 +54,7 @@ pub struct Transform {
     output: SchemaRef,
     carries_rows: bool,
     outcome_names: Vec<String>,
+    lookup_keys: LookupKeys,
     places: HashMap<String, (u64, u64)>,
 }
 
@@ -92,13 +93,20 @@ impl Transform {
             true => Rules::find(file, &query, &engine).await?,
             false => Rules { names: vec![PROCESSED.to_owned()], verdict: None },
         };
+        let lookup_keys = lookup_keys(&prepared.plan);
         let engine = Arc::new(engine);
         let plans = |query, rows| Arc::new(Plans::new(file.path.clone(), Arc::clone(&engine), query, rows, memory));
         let verdicts = rules.verdict.map(|query| plans(query, false));
         let plans = plans(query, true);
         plans.put_back(prepared);
         let outcome_names = rules.names;
-        Ok(Transform { file: file.path.clone(), engine, plans, verdicts, output, carries_rows, outcome_names, places })
+        let file = file.path.clone();
+        Ok(Transform { file, engine, plans, verdicts, output, carries_rows, outcome_names, lookup_keys, places })
+    }
+
+    /// The columns that lookup tables are joined by: load them for these.
+    pub fn lookup_keys(&self) -> LookupKeys {
+        self.lookup_keys.clone()
     }
 
     /// The user's columns, in order: what both sinks get.

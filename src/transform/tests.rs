@@ -73,7 +73,7 @@ fn lookup(name: &str, lines: &str) -> LookupTable {
     });
     let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let batch = read_json(&schema, lines);
-    LookupTable::new(name, schema, vec![batch])
+    LookupTable::new(name, schema, vec![batch], None).expect("a table")
 }
 
 async fn collect(rows: Triggers) -> crate::Result<Vec<RecordBatch>> {

@@ -13,6 +13,7 @@ mod demo;
 mod faults;
 mod guards;
 mod ledger_ddl;
+mod lookup_memory;
 mod lookup_refresh;
 mod million;
 mod refused_rows;

@@ -104,11 +104,18 @@ fn of(number: i64) -> String {
 }
 
 /// Loads every table, each with a line. `None` if one of them failed.
-pub async fn lookups(report: &mut Report, mission: &Mission, postgres: &Connection) -> Option<LookupSet> {
+pub async fn lookups(
+    report: &mut Report,
+    config: &Config,
+    mission: &Mission,
+    postgres: &Connection,
+) -> Option<LookupSet> {
+    // What is wrong with a query is told by what comes after this.
+    let keys = setup::lookup_keys(config, mission, postgres).await.unwrap_or_default();
     let mut tables = Vec::new();
     for query in &mission.files.lookups {
         let began = Instant::now();
-        let loaded = lookup::load(postgres, query, |_, _| {}).await;
+        let loaded = lookup::load(postgres, query, keys.get(&query.name).map_or(&[], Vec::as_slice), |_, _| {}).await;
         if let Some(table) = report.take("lookup", loaded) {
             let (rows, size) = (plural(table.rows, "row"), ByteSize(table.bytes));
             let seconds = began.elapsed().as_secs_f64();

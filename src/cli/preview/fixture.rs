@@ -30,7 +30,8 @@ pub fn read(name: &str, file: &Path) -> Result<LookupTable> {
     let is_csv = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let grid = if is_csv { csv(&text) } else { json_lines(&text) }.map_err(refuse)?;
     let batch = grid.batch().map_err(|error| refuse(error.to_string()))?;
-    Ok(LookupTable::new(name, batch.schema(), vec![batch]))
+    LookupTable::new(name, batch.schema(), vec![batch], None)
+        .map_err(Error::engine(format!("making a lookup table of {}", file.display())))
 }
 
 /// Rows of values, not all of them as long as the heading: what is missing is null.

@@ -13,7 +13,7 @@ use super::input::{Chunk, Place};
 use crate::cli::report::{grouped, plural};
 use crate::dead_letter::Reject;
 use crate::error::{Error, Result};
-use crate::lookup::LookupTable;
+use crate::lookup::{BATCH_ROWS, LookupTable};
 use crate::transform::Outcomes;
 
 /// A uuid is 36 characters long and stays whole.
@@ -185,9 +185,12 @@ impl Shown {
 }
 
 /// A lookup table's head and size.
-pub fn lookup(table: &LookupTable, limit: usize) -> Result<String> {
+pub fn lookup(table: &Arc<LookupTable>, limit: usize) -> Result<String> {
     let mut head = Head::new(limit);
-    table.batches.iter().for_each(|batch| head.add(batch));
+    for batch in table.scan().take(limit.div_ceil(BATCH_ROWS)) {
+        head.add(&batch.map_err(Error::engine("reading a lookup table"))?);
+    }
+    head.total = table.rows;
     let (rows, bytes) = (plural(table.rows, "row"), ByteSize(table.bytes));
     head.text(&format!("Lookup table {}: {rows}, {bytes} in memory", table.name))
 }

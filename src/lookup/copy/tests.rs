@@ -34,15 +34,26 @@ fn stream(rows: usize) -> Vec<u8> {
 #[test]
 fn the_same_rows_wherever_the_stream_is_cut() {
     let stream = stream(3);
-    let decode = |size: usize| {
-        let mut decoder = CopyDecoder::new(&columns()).expect("known types");
+    let decode = |size: usize, key: Option<usize>| {
+        let mut decoder = CopyDecoder::new(&columns(), key).expect("known types");
         stream.chunks(size).for_each(|chunk| decoder.feed(chunk).expect("a good stream"));
-        decoder.finish().expect("a whole stream").1
+        decoder.check_end().expect("a whole stream");
+        let table = Arc::new(decoder.table("t").expect("a table"));
+        table.scan().collect::<Result<Vec<_>, _>>().expect("rows")
     };
-    let whole = decode(stream.len());
+    let whole = decode(stream.len(), None);
     for size in 1..40 {
-        assert_eq!(decode(size), whole, "chunks of {size}");
+        assert_eq!(decode(size, None), whole, "chunks of {size}");
+        assert_eq!(decode(size, Some(2)), whole, "in the order of a key that all rows have");
     }
+    let by_name = decode(stream.len(), Some(0));
+    assert_eq!(
+        by_name[0].column(0).as_string_view().iter().map(Option::unwrap).collect::<Vec<_>>().join(", "),
+        "the restaurant 0, the restaurant 0, the restaurant 1"
+    );
+    assert_eq!(by_name[0].column(1).as_primitive::<Int32Type>().iter().collect::<Vec<_>>(), [Some(0), Some(2), None]);
+    let by_number = decode(stream.len(), Some(1));
+    assert_eq!(by_number[0].column(1).as_primitive::<Int32Type>().iter().collect::<Vec<_>>(), [Some(0), Some(2), None]);
     let [batch] = whole.as_slice() else { panic!("{} batches", whole.len()) };
     assert_eq!(batch.column(0).as_string_view().value(2), "the restaurant 0");
     let numbers = batch.column(1).as_primitive::<Int32Type>();
@@ -53,26 +64,22 @@ fn the_same_rows_wherever_the_stream_is_cut() {
 }
 
 #[test]
-fn batches_are_cut_and_repeated_strings_kept_once() {
-    let mut decoder = CopyDecoder::new(&columns()).expect("known types");
-    decoder.feed(&stream(TABLE_BATCH_ROWS + 1)).expect("a good stream");
-    let (_, batches) = decoder.finish().expect("a whole stream");
-    assert_eq!(batches.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [TABLE_BATCH_ROWS, 1]);
-    assert_eq!(kept_bytes(batches[0].column(0).as_string_view()), 2 * "the restaurant 0".len());
-}
-
-#[test]
 fn no_length_is_trusted_and_no_byte_makes_it_panic() {
     let good = stream(2);
     for at in 0..good.len() {
         for byte in [0, 1, 0x7f, 0x80, 0xff] {
             let mut bad = good.clone();
             bad[at] = byte;
-            let mut decoder = CopyDecoder::new(&columns()).expect("known types");
-            let _ = decoder.feed(&bad).and_then(|()| decoder.finish().map(drop));
+            for key in [None, Some(0), Some(1), Some(2)] {
+                let mut decoder = CopyDecoder::new(&columns(), key).expect("known types");
+                if decoder.feed(&bad).and_then(|()| decoder.check_end()).is_ok() {
+                    let table = Arc::new(decoder.table("t").expect("a table"));
+                    assert_eq!(table.scan().map(|batch| batch.expect("rows").num_rows()).sum::<usize>(), 2);
+                }
+            }
         }
-        let mut decoder = CopyDecoder::new(&columns()).expect("known types");
-        let cut = decoder.feed(&good[..at]).and_then(|()| decoder.finish().map(drop));
+        let mut decoder = CopyDecoder::new(&columns(), None).expect("known types");
+        let cut = decoder.feed(&good[..at]).and_then(|()| decoder.check_end());
         assert!(cut.is_err(), "a stream that ends after {at} bytes is not whole");
     }
 }
@@ -80,7 +87,7 @@ fn no_length_is_trusted_and_no_byte_makes_it_panic() {
 #[test]
 fn what_has_no_arrow_value_is_refused_by_column_and_row() {
     let columns = [("day".to_owned(), Type::DATE)];
-    let mut decoder = CopyDecoder::new(&columns).expect("known types");
+    let mut decoder = CopyDecoder::new(&columns, None).expect("known types");
     let mut stream = SIGNATURE.to_vec();
     stream.extend([0; 8]);
     stream.extend(1i16.to_be_bytes());

@@ -1,0 +1,269 @@
+//! A text column in 16 bytes a row, and the bytes of those texts that are no canonical UUIDs.
+//!
+//! ```text
+//! a cell:   the 16 bytes of an id                        "0123e456-789a-bcde-f012-3456789abcde"
+//!       or  "text" | length, 4 bytes | place, 8 bytes    any other text: there it stands among `texts`
+//!       or  "text" | u32::MAX        | 0                 null
+//! ```
+//!
+//! What this promises: every text comes out byte for byte as it went in, and each has one form only (an id that begins
+//! with the mark is kept as text). Ids are printed when they are read, into a buffer of the reader's batch: a batch
+//! never keeps a table alive.
+
+use std::hash::BuildHasher;
+
+use arrow::array::builder::make_view;
+use arrow::array::{NullBufferBuilder, StringViewArray};
+use arrow::buffer::{Buffer, ScalarBuffer};
+use datafusion::common::hash_utils::RandomState;
+
+use super::NO_ROW;
+use super::id::{self, Id};
+
+type Cell = [u8; 16];
+
+const MARK: [u8; 4] = *b"text";
+const NULL: Cell = [b't', b'e', b'x', b't', 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A text in its one form: never `Other` where it is an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Text<'a> {
+    Id(Id),
+    Other(&'a str),
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        id::parse(text.as_bytes()).map_or(Text::Other(text), Text::Id)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct TextColumn {
+    cells: Vec<Cell>,
+    texts: String,
+}
+
+impl TextColumn {
+    pub(super) fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// `None` is null.
+    pub(super) fn get(&self, row: usize) -> Option<Text<'_>> {
+        let cell = self.cells[row];
+        if cell.starts_with(&MARK) { self.text(cell).map(Text::from) } else { Some(Text::Id(cell)) }
+    }
+
+    /// The text of a cell that has the mark.
+    fn text(&self, cell: Cell) -> Option<&str> {
+        let [_, _, _, _, len @ .., p0, p1, p2, p3, p4, p5, p6, p7] = cell;
+        let place = u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]) as usize;
+        (cell != NULL).then(|| &self.texts[place..place + u32::from_le_bytes(len) as usize])
+    }
+
+    pub(super) fn push(&mut self, text: Option<Text<'_>>) {
+        let cell = match text {
+            None => NULL,
+            Some(Text::Id(id)) if !id.starts_with(&MARK) => id,
+            Some(Text::Id(id)) => self.add(&String::from_utf8_lossy(&id::print(id))),
+            Some(Text::Other(text)) => self.add(text),
+        };
+        self.cells.push(cell);
+    }
+
+    fn add(&mut self, text: &str) -> Cell {
+        let place = self.texts.len() as u64;
+        self.texts.push_str(text);
+        let mut cell = NULL;
+        // Postgres sends no text of more than 1 GiB.
+        cell[4..8].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        cell[8..].copy_from_slice(&place.to_le_bytes());
+        cell
+    }
+
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.cells.shrink_to_fit();
+        self.texts.shrink_to_fit();
+    }
+
+    /// Memory held, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Cell>() * self.cells.capacity() + self.texts.capacity()
+    }
+
+    /// The texts of `rows`; null for [`NO_ROW`].
+    pub(super) fn gather(&self, rows: &[u32]) -> StringViewArray {
+        let mut printed = Printed::with_capacity(rows.len());
+        for &row in rows {
+            let cell = if row == NO_ROW { NULL } else { self.cells[row as usize] };
+            if !cell.starts_with(&MARK) {
+                printed.push(&id::print(cell));
+            } else if let Some(text) = self.text(cell) {
+                printed.push(text.as_bytes());
+            } else {
+                printed.push_null();
+            }
+        }
+        printed.finish()
+    }
+}
+
+/// Texts become an array.
+struct Printed {
+    views: Vec<u128>,
+    nulls: NullBufferBuilder,
+    block: Vec<u8>,
+    full: Vec<Buffer>,
+}
+
+/// No block is longer: places in it are of 32 bits.
+const LONGEST_BLOCK: usize = i32::MAX as usize;
+
+impl Printed {
+    fn with_capacity(rows: usize) -> Self {
+        let block = Vec::with_capacity(rows * id::TEXT_LEN);
+        Self { views: Vec::with_capacity(rows), nulls: NullBufferBuilder::new(rows), block, full: Vec::new() }
+    }
+
+    /// `text` is UTF-8.
+    fn push(&mut self, text: &[u8]) {
+        if self.block.len() + text.len() > LONGEST_BLOCK {
+            self.full.push(std::mem::take(&mut self.block).into());
+        }
+        self.views.push(make_view(text, self.full.len() as u32, self.block.len() as u32));
+        self.nulls.append_non_null();
+        // A short text stands in the view itself.
+        if text.len() > 12 {
+            self.block.extend_from_slice(text);
+        }
+    }
+
+    fn push_null(&mut self) {
+        self.views.push(0);
+        self.nulls.append_null();
+    }
+
+    fn finish(mut self) -> StringViewArray {
+        let mut blocks = self.full;
+        if !self.block.is_empty() {
+            blocks.push(self.block.into());
+        }
+        // SAFETY: each view is of a whole text, made for the place where it was put, and texts are UTF-8.
+        unsafe { StringViewArray::new_unchecked(ScalarBuffer::from(self.views), blocks, self.nulls.finish()) }
+    }
+}
+
+/// A text column that grows. A text that was just there, as the names of a few cities are in each row, is kept once.
+#[derive(Debug)]
+pub(super) struct TextBuilder {
+    column: TextColumn,
+    hash: RandomState,
+    /// By the end of its hash: the cell of a text.
+    recent: Vec<Cell>,
+}
+
+/// 64 KiB of cells: about what a processor keeps at hand.
+const RECENT: usize = 4096;
+
+impl TextBuilder {
+    pub(super) fn new() -> Self {
+        Self { column: TextColumn::default(), hash: RandomState::with_seed(0), recent: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, text: Option<Text<'_>>) {
+        let Some(Text::Other(text)) = text else { return self.column.push(text) };
+        if self.recent.is_empty() {
+            self.recent.resize(RECENT, NULL);
+        }
+        let place = self.hash.hash_one(text) as usize % RECENT;
+        let mut cell = self.recent[place];
+        if self.column.text(cell) != Some(text) {
+            cell = self.column.add(text);
+            self.recent[place] = cell;
+        }
+        self.column.cells.push(cell);
+    }
+
+    /// The column, its rows put into `order` if there is one.
+    pub(super) fn finish(self, order: Option<&[u32]>) -> TextColumn {
+        let mut column = self.column;
+        if let Some(order) = order {
+            column.cells = order.iter().map(|&row| column.cells[row as usize]).collect();
+        }
+        column.shrink_to_fit();
+        column
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Array;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn builder(texts: &[Option<String>]) -> TextBuilder {
+        let mut builder = TextBuilder::new();
+        texts.iter().for_each(|text| builder.push(text.as_deref().map(Text::from)));
+        builder
+    }
+
+    fn column(texts: &[Option<String>]) -> TextColumn {
+        builder(texts).finish(None)
+    }
+
+    /// Ids in all spellings, and anything.
+    pub(super) fn text() -> impl Strategy<Value = String> {
+        let id = any::<[u8; 16]>().prop_map(|id| uuid::Uuid::from_bytes(id).hyphenated().to_string());
+        let marked = Just("74657874-0000-4000-8000-000000000000".to_owned());
+        prop_oneof![
+            4 => id.clone(),
+            1 => id.clone().prop_map(|id| id.to_uppercase()),
+            1 => id.clone().prop_map(|id| id.replace('-', "")),
+            1 => id.prop_map(|id| format!("{{{id}}}")),
+            1 => marked,
+            1 => ".{0,40}",
+            1 => "[а-яё]{0,30}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn texts_come_out_as_they_went_in(
+            texts in proptest::collection::vec(proptest::option::weighted(0.9, text()), 0..40),
+            picks in proptest::collection::vec(any::<prop::sample::Index>(), 0..80),
+        ) {
+            let column = column(&texts);
+            let mut rows: Vec<u32> = picks.iter().filter(|_| !texts.is_empty()).map(|i| i.index(texts.len()) as u32).collect();
+            rows.push(NO_ROW);
+            let array = column.gather(&rows);
+            // What `new_unchecked` did not look at.
+            StringViewArray::try_new(array.views().clone(), array.data_buffers().to_vec(), array.nulls().cloned()).expect("whole");
+            let expected: Vec<_> = rows.iter().map(|&row| texts.get(row as usize).and_then(Option::as_deref)).collect();
+            prop_assert_eq!(array.iter().collect::<Vec<_>>(), expected.clone());
+            rows.pop();
+            let reordered = builder(&texts).finish(Some(&rows));
+            let again = reordered.gather(&(0..rows.len() as u32).collect::<Vec<_>>());
+            prop_assert_eq!(again.iter().collect::<Vec<_>>(), &expected[..rows.len()]);
+        }
+    }
+
+    #[test]
+    fn ids_take_sixteen_bytes_and_repeated_texts_are_kept_once() {
+        let id = "0123e456-789a-bcde-f012-3456789abcde".to_owned();
+        assert_eq!(column(&[Some(id.clone()), None]).texts, "");
+        let city = Some("Нижний Новгород".to_owned());
+        let names = column(&[city.clone(), Some(id.to_uppercase()), city.clone(), None, city]);
+        assert_eq!(names.texts, format!("Нижний Новгород{}", id.to_uppercase()));
+        assert_eq!((names.get(3), names.len()), (None, 5));
+    }
+
+    #[test]
+    fn an_id_that_looks_like_the_mark_is_kept_as_text() {
+        let marked = "74657874-ffff-ffff-0000-000000000000";
+        let column = column(&[Some(marked.to_owned())]);
+        assert_eq!((column.texts.as_str(), column.get(0)), (marked, Some(Text::from(marked))));
+        assert!(matches!(Text::from(marked), Text::Id(_)), "it is found as an id");
+    }
+}
