@@ -31,8 +31,10 @@ pub async fn load(client: &Client, query: &LookupQuery, progress: impl FnMut(u64
     let doing = || format!("loading the lookup table {}", query.name);
     client.batch_execute("BEGIN READ ONLY").await.map_err(Error::postgres(doing()))?;
     let loaded = copy_out(client, query, progress).await;
-    let end = if loaded.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await.map_err(Error::postgres(doing()));
+    // There is nothing to commit. What a function in the query did to the session (`set_config`, `pg_notify`, advisory
+    // locks) must not outlive the query: other work of the job may follow on this connection.
+    let undo = "ROLLBACK; SELECT pg_advisory_unlock_all()";
+    let ended = client.batch_execute(undo).await.map_err(Error::postgres(doing()));
     let table = loaded?;
     ended?;
     Ok(table)
