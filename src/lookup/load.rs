@@ -41,17 +41,16 @@ pub async fn load(client: &Client, query: &LookupQuery, progress: impl FnMut(u64
 }
 
 async fn copy_out(client: &Client, query: &LookupQuery, mut progress: impl FnMut(u64, u64)) -> Result<LookupTable> {
-    let doing = || format!("loading the lookup table {}", query.name);
     let columns = columns(client, query).await?;
     let mut decoder = CopyDecoder::new(&columns).map_err(|problem| in_file(query, problem))?;
 
     // The newline ends a comment on the query's last line.
     let copy = format!("COPY (\n{}\n) TO STDOUT (FORMAT binary)", without_semicolon(&query.sql));
-    let stream = client.copy_out(&copy).await.map_err(Error::postgres(doing()))?;
+    let stream = client.copy_out(&copy).await.map_err(|error| failed(query, error))?;
     let mut stream = pin!(stream);
     let mut bytes = 0;
     let mut told = 0;
-    while let Some(chunk) = stream.try_next().await.map_err(Error::postgres(doing()))? {
+    while let Some(chunk) = stream.try_next().await.map_err(|error| failed(query, error))? {
         decoder.feed(&chunk).map_err(|problem| in_file(query, problem))?;
         bytes += chunk.len() as u64;
         if decoder.rows() - told >= TABLE_BATCH_ROWS as u64 {
@@ -98,6 +97,21 @@ async fn columns(client: &Client, query: &LookupQuery) -> Result<Vec<(String, Ty
 
 fn in_file(query: &LookupQuery, problem: String) -> Error {
     Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
+}
+
+/// What the server says while the query runs. Its transaction is one that may only read, so complaints about the state of
+/// the transaction (class 25) are about the query, and not about a server that will take writes again in a while.
+fn failed(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
+    match error.as_db_error() {
+        Some(db) if db.code().code().starts_with("25") => Error::Sql {
+            file: query.file.clone(),
+            line: None,
+            column: None,
+            problem: format!("Postgres says: {} (SQLSTATE {})", db.message(), db.code().code()),
+            remedy: "write a query that only reads, with functions that only read".into(),
+        },
+        _ => Error::Postgres { doing: format!("loading the lookup table {}", query.name), source: error },
+    }
 }
 
 /// What the server says about the query is the file's error; a broken connection is not.

@@ -88,7 +88,7 @@ fn a_row_at_the_output_topics_limit_goes_to_both_sinks_or_to_neither() {
 fn a_letter_at_its_topics_limit_goes_there_or_into_the_ledger() {
     let stack = narrow("letter_sizes");
     let sizes: Vec<usize> = (LIMIT - 700..LIMIT + 20).step_by(2).collect();
-    stack.produce(sizes.iter().map(|size| Message::of(noise(*size, *size))));
+    stack.produce(sizes.iter().map(|size| Message::of(format!("x{}", noise(*size, size - 1)))));
     let mut job = Job::spawn(&stack, &["run"]);
     taken(&mut job, sizes.len());
     assert_eq!(job.metric("dinnerbell_messages_total", r#"outcome="dead_letter""#) as usize, sizes.len());
@@ -107,8 +107,11 @@ fn a_message_at_the_batchs_limit_is_read_and_a_larger_one_is_a_letter() {
     let mut stack = narrow("message_sizes");
     stack.set("batch", "max_bytes", "1MiB");
     // Blanks before the brace: the message is as large as it should be, its row is not.
-    let padded = |n: usize, size: usize| format!("{:>size$}", Campaign::new(n, restaurant(1)).json());
-    let sizes = [MIB - 1, MIB, MIB + 1, 500, 5 * MIB, 600];
+    let padded = |n: usize, size: usize| {
+        let json = Campaign::new(n, restaurant(1)).json();
+        " ".repeat(size - json.len()) + &json
+    };
+    let sizes = [MIB - 1, MIB, MIB + 1, 1_500, 5 * MIB, 1_600];
     stack.produce(sizes.iter().enumerate().map(|(n, size)| Message::of(padded(n, *size))));
     let mut job = Job::spawn(&stack, &["run"]);
     taken(&mut job, sizes.len());

@@ -26,15 +26,15 @@ fn halted(stack: &Stack) -> String {
 #[test]
 fn values_on_which_the_sql_fails_are_dead_letters() {
     // A division by zero, a function that refuses its argument, a cast: three kinds of errors for the engine.
-    for (name, expression, bad) in [
-        ("by_zero", "CAST(10 / CAST(c.adv_campaign_owner AS BIGINT) AS VARCHAR)", "0"),
-        ("function", "CAST(to_timestamp(c.adv_campaign_owner) AS VARCHAR)", "soon"),
-        ("character", "chr(CAST(c.adv_campaign_owner AS BIGINT))", "-7"),
+    for (name, expression, good, bad) in [
+        ("by_zero", "CAST(10 / CAST(c.adv_campaign_owner AS BIGINT) AS VARCHAR)", "65", "0"),
+        ("function", "CAST(to_timestamp(c.adv_campaign_owner) AS VARCHAR)", "2022-07-31", "soon"),
+        ("character", "chr(CAST(c.adv_campaign_owner AS BIGINT))", "65", "-7"),
     ] {
         let stack = Stack::new(name);
         with_owner(&stack, expression);
         stack.subscribe([(client(1), restaurant(1)), (client(2), restaurant(1))]);
-        stack.produce((0..50).map(|n| ring(n, if n % 20 == 3 { bad } else { "65" })));
+        stack.produce((0..50).map(|n| ring(n, if n % 20 == 3 { bad } else { good })));
         let mut job = Job::spawn(&stack, &["run"]);
         taken(&mut job, 50);
         assert_eq!(job.metric("dinnerbell_dead_letters_total", r#"stage="transform""#), 3.0);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use dinnerbell::lookup::{LookupQuery, load};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::support::{Job, Stack, block_on, connect};
 
@@ -80,16 +81,21 @@ fn no_lookup_query_writes_to_postgres() {
             let query = LookupQuery { name: "t".into(), file: PathBuf::from("lookups/t.sql"), sql: (*sql).to_owned() };
             match load(&client, &query, |_, _| {}).await {
                 // It is said to be a comment, and is one.
-                Ok(table) if sql.contains("/*") => assert_eq!(table.rows, 1),
+                Ok(table) if sql.contains("/*") && table.rows == 1 => {}
                 Ok(_) => accepted.push(format!("accepted: {sql}")),
                 Err(error) if !error.to_string().contains(words) => accepted.push(format!("{sql}: {error}")),
                 Err(_) => {}
             }
-            // Whatever was tried, the connection works, outside of any transaction.
+            // Whatever was tried, the connection works, outside of any transaction: within one its time stands still.
             let state =
-                client.query_one("SELECT pg_current_xact_id_if_assigned() IS NULL, now() = statement_timestamp()", &[]);
-            let state = state.await.expect("the connection works");
-            assert!(state.get::<_, bool>(0) && state.get::<_, bool>(1), "{sql}");
+                client.simple_query("SELECT now() = statement_timestamp()").await.expect("the connection works");
+            let row = state.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            if row != Some("t") {
+                accepted.push(format!("still in a transaction: {sql}"));
+            }
         }
         accepted
     });
