@@ -4,12 +4,14 @@
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/dinnerbell
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
-.PHONY: help demo test check setup setup-demo jars
+.PHONY: help demo test check fuzz deny setup setup-demo jars
 
 help:
 	@echo "make demo    shows the job at work: in-process broker, private Postgres (ARGS='--once' stops after the last campaign)"
 	@echo "make test    runs every test, on a real Kafka and a real Postgres (ARGS='name' runs those of that name)"
 	@echo "make check   formatting and lints"
+	@echo "make fuzz    random bytes against decoder and stored chunks, each for two minutes (ARGS=600: seconds; needs nightly)"
+	@echo "make deny    licenses, sources and bans of dependencies (needs cargo-deny)"
 
 demo: setup-demo
 	cargo run -- demo $(ARGS)
@@ -21,6 +23,17 @@ check:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features failpoints -- -D warnings
+
+# Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
+# memory without bound, and the fuzzed modules have no unsafe code.
+fuzz: export CARGO_TARGET_DIR = $(CACHE)/fuzz
+fuzz:
+	cargo +nightly fuzz run -s none decode -- -max_total_time=$(or $(ARGS),120) -max_len=4200 -rss_limit_mb=2048
+	cargo +nightly fuzz run -s none stored_batch -- -max_total_time=$(or $(ARGS),120) -max_len=8192 -rss_limit_mb=2048
+
+deny:
+	cargo deny check bans licenses sources
+	cargo deny --manifest-path fuzz/Cargo.toml check sources
 
 setup:
 	@scripts/setup.sh test

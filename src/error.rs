@@ -33,6 +33,10 @@ pub enum Error {
     #[error("{what}")]
     Halt { what: String, remedy: String },
 
+    /// The SQL wants more for one batch than it may have. It may do with fewer messages; for one alone, a person is needed.
+    #[error("{what}")]
+    Exceeded { what: String, remedy: String },
+
     /// What this lane holds is no longer its own, or its outcome is unknown: only a new claim tells.
     #[error("{what}")]
     Claim { what: String },
@@ -95,6 +99,7 @@ impl Error {
             | Error::Sql { .. }
             | Error::Engine { .. }
             | Error::Io { .. }
+            | Error::Exceeded { .. }
             | Error::Halt { .. } => Action::Halt,
         }
     }
@@ -102,7 +107,10 @@ impl Error {
     /// What the operator can do, where that is known.
     pub fn remedy(&self) -> Option<&str> {
         let text = match self {
-            Error::Setting { remedy, .. } | Error::Sql { remedy, .. } | Error::Halt { remedy, .. } => remedy.as_str(),
+            Error::Setting { remedy, .. }
+            | Error::Sql { remedy, .. }
+            | Error::Exceeded { remedy, .. }
+            | Error::Halt { remedy, .. } => remedy.as_str(),
             Error::Postgres { source, .. } => postgres_remedy(source.code()),
             Error::Kafka { source, .. } => kafka_remedy(source),
             _ => "",

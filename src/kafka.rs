@@ -2,6 +2,8 @@
 //!
 //! Every call here blocks on the network for at most [`CALL_TIMEOUT`]; async callers go through [`blocking`].
 
+mod certificate;
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -66,6 +68,7 @@ pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<
         let cause = client.context().cause.lock().ok().and_then(|mut cause| cause.take());
         match cause {
             Some((cause, reason)) if Error::kafka("")(cause.clone()).action() == crate::error::Action::Halt => {
+                let reason = certificate::problem(user, &reason).unwrap_or(reason);
                 return Err(Error::kafka(format!("{doing}: {reason}"))(cause));
             }
             Some((_, reason)) => why = why.or(Some(reason)),

@@ -27,6 +27,9 @@ use crate::{Error, Result};
 /// The settings file that is read where `--config` names none.
 pub const DEFAULT_FILE: &str = "dinnerbell.toml";
 
+/// Ten times a campaign with ten million subscribers.
+pub const DEFAULT_MAX_ROWS: usize = 100_000_000;
+
 /// Everything that an operator decides, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -59,6 +62,9 @@ pub struct Config {
     /// `[transform] memory` in bytes, default `512MiB`: what the SQL engine may hold for sorts, aggregates and stock
     /// joins before it refuses. The shipped query needs next to none: it streams. Lookup tables are not counted here.
     pub memory_limit: usize,
+    /// `[transform] max_rows`, default 100 million: the rows that any join of the SQL may make for one commit's
+    /// messages. Where they are more, fewer messages are taken at once; the job halts where a single message makes more.
+    pub max_rows: usize,
 }
 
 /// `[source]`

@@ -11,7 +11,8 @@ use bytesize::ByteSize;
 use super::document::{Document, Section, Setting};
 use super::values::is_plain_identifier;
 use super::{
-    Batch, Config, DeadLetters, Job, KafkaProperties, KafkaSink, PostgresSettings, PostgresSink, Secret, Source, kafka,
+    Batch, Config, DEFAULT_MAX_ROWS, DeadLetters, Job, KafkaProperties, KafkaSink, PostgresSettings, PostgresSink,
+    Secret, Source, kafka,
 };
 use crate::{Error, Result};
 
@@ -68,6 +69,7 @@ pub fn resolve(document: Document) -> Result<Config> {
     let sink_kafka = KafkaProperties::merged(&common, &sink_kafka);
     one_cluster(&source_kafka, &sink_kafka)?;
 
+    let (memory_limit, max_rows) = transform(root.section("transform")?)?;
     let config = Config {
         source: Source { topic: source_topic.value, group_id, start, kafka: source_kafka },
         sink_kafka: KafkaSink { topic: sink_topic.value, key, kafka: sink_kafka },
@@ -80,7 +82,8 @@ pub fn resolve(document: Document) -> Result<Config> {
         job: job(root.section("job")?)?,
         ledger_schema: ledger_schema(root.section("ledger")?)?,
         admin_listen: admin_listen(root.section("admin")?)?,
-        memory_limit: memory_limit(root.section("transform")?)?,
+        memory_limit,
+        max_rows,
     };
     root.finish()?;
     Ok(config)
@@ -160,11 +163,12 @@ fn admin_listen(mut section: Section) -> Result<Option<SocketAddr>> {
     parsed(listen, hint).map(Some)
 }
 
-fn memory_limit(mut section: Section) -> Result<usize> {
+fn transform(mut section: Section) -> Result<(usize, usize)> {
     // Below 16 MiB not even one batch of 8192 rows is sure to fit; the ceiling only catches a wrong unit.
-    let limit = size(section.text("memory", "512MiB")?, 16 * MIB, 1024 * GIB)?;
+    let memory = size(section.text("memory", "512MiB")?, 16 * MIB, 1024 * GIB)?;
+    let most = section.integer("max_rows", DEFAULT_MAX_ROWS, 1..=1_000_000_000_000)?.value;
     section.finish()?;
-    Ok(limit)
+    Ok((memory, most))
 }
 
 fn size(text: Setting<String>, least: u64, most: u64) -> Result<usize> {

@@ -43,7 +43,7 @@ fn without_a_file_the_defaults_hold() {
     assert_eq!((config.job.instance, config.job.lanes), (None, 1));
     assert_eq!(config.ledger_schema, "dinnerbell");
     assert_eq!(config.admin_listen, "127.0.0.1:9464".parse().ok());
-    assert_eq!(config.memory_limit, 512 << 20);
+    assert_eq!((config.memory_limit, config.max_rows), (512 << 20, 100_000_000));
 }
 
 #[test]
@@ -88,6 +88,7 @@ fn every_setting_can_be_set() {
         listen = ""
         [transform]
         memory = "1GiB"
+        max_rows = 5
         "#,
     )
     .unwrap();
@@ -108,7 +109,7 @@ fn every_setting_can_be_set() {
     assert_eq!((config.batch.max_messages, config.batch.max_bytes), (1_000, 1_000_000));
     assert_eq!((config.job.instance.as_deref(), config.job.lanes), (Some("one"), 4));
     assert_eq!(config.admin_listen, None);
-    assert_eq!(config.memory_limit, 1 << 30);
+    assert_eq!((config.memory_limit, config.max_rows), (1 << 30, 5));
 }
 
 #[test]

@@ -1,18 +1,17 @@
 //! Stored chunks: the output rows of one slice, as the ledger keeps them for re-emission.
 //!
 //! Promises: [`unpack`] gives back exactly the values, types and nulls that [`pack`] got, so that the rows encode to the
-//! same bytes again; bytes that were damaged give an error, never a panic and never wrong rows (zstd's checksum). A chunk
-//! holds only what its rows refer to, however large the buffers behind their string views are. Does not keep anything
-//! about the job: the ledger's tables do.
+//! same bytes again; bytes that were damaged give an error, never a panic and never wrong rows (zstd's checksum, without
+//! which nothing is read). A chunk holds only what its rows refer to, however large the buffers behind their string views
+//! are. Does not keep anything about the job: the ledger's tables do.
 
-use std::io::Cursor;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch};
 use arrow::buffer::{Buffer, ScalarBuffer};
 use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, StringViewType};
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
+use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 
 use super::arrow;
@@ -24,6 +23,10 @@ const LEVEL: i32 = 1;
 /// Bytes of a chunk before compression at most. A slice of rows has a few MiB; a single row may be as large as Kafka's
 /// and Postgres's largest values (1 GiB), of which no job makes sensible use.
 pub const MAX_UNPACKED: usize = 1 << 30;
+
+/// The bit of a zstd frame's descriptor, its fifth byte, that says a checksum stands at the end.
+/// <https://datatracker.ietf.org/doc/html/rfc8878#section-3.1.1.1.1>
+const CHECKSUM_FLAG: u8 = 0b100;
 
 /// Views up to this length hold their bytes themselves.
 const INLINE: u32 = 12;
@@ -53,7 +56,11 @@ pub fn pack(batch: &RecordBatch) -> Result<Vec<u8>> {
 
 /// The batch that was packed. [`Error::Halt`] where the bytes are not a chunk or were damaged.
 pub fn unpack(bytes: &[u8]) -> Result<RecordBatch> {
-    read(&decompress(bytes)?)
+    let ipc = decompress(bytes)?;
+    // Damaged bytes end above, at the checksum. What passes it and is no chunk was made by another hand, and Arrow panics
+    // on some of that; nothing outlives the panic that it could leave half done.
+    let read = std::panic::catch_unwind(move || read(Buffer::from_vec(ipc)));
+    read.unwrap_or_else(|_| Err(damaged("its bytes are whole, but Arrow cannot read them")))
 }
 
 fn write(batch: &RecordBatch, out: &mut Vec<u8>) -> Result<(), ArrowError> {
@@ -69,6 +76,9 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
         Ok(Some(size)) => return Err(damaged(format!("it claims to hold {size} bytes"))),
         Ok(None) | Err(_) => return Err(damaged("it does not begin as one")),
     };
+    if bytes.get(4).is_none_or(|descriptor| descriptor & CHECKSUM_FLAG == 0) {
+        return Err(damaged("it has no checksum"));
+    }
     let unpacked = zstd::bulk::decompress(bytes, size).map_err(damaged)?;
     if unpacked.len() != size {
         return Err(damaged(format!("{} bytes instead of {size}", unpacked.len())));
@@ -76,15 +86,17 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(unpacked)
 }
 
-/// Arrow's reader checks lengths, offsets and UTF-8, yet panics on some damaged schemas: it only ever sees bytes that
-/// passed zstd's checksum.
-fn read(ipc: &[u8]) -> Result<RecordBatch> {
-    let mut reader = StreamReader::try_new(Cursor::new(ipc), None).map_err(damaged)?;
-    let batch = reader.next().ok_or_else(|| damaged("it holds no batch"))?.map_err(damaged)?;
-    match reader.next() {
-        None => Ok(batch),
-        Some(_) => Err(damaged("it holds more than one batch")),
+/// The decoder over bytes at hand makes room for none that it is only told of, as the reader of a stream would.
+fn read(mut ipc: Buffer) -> Result<RecordBatch> {
+    let mut decoder = StreamDecoder::new();
+    let batch = decoder.decode(&mut ipc).map_err(damaged)?.ok_or_else(|| damaged("it holds no batch"))?;
+    // What remains is the end of the stream.
+    let more = if ipc.is_empty() { None } else { decoder.decode(&mut ipc).map_err(damaged)? };
+    if more.is_some() || !ipc.is_empty() {
+        return Err(damaged("it holds more than one batch"));
     }
+    decoder.finish().map_err(damaged)?;
+    Ok(batch)
 }
 
 fn damaged(why: impl std::fmt::Display) -> Error {

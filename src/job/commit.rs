@@ -9,7 +9,7 @@ use super::engine::Engine;
 use super::output::{Output, PartResult, Work};
 use super::refusal;
 use super::stream::{Ready, Transaction};
-use crate::dead_letter::{Reject, to_record_batch};
+use crate::dead_letter::{Reject, Stage, to_record_batch};
 use crate::encode::chunk;
 use crate::error::{Error, Result};
 use crate::kafka;
@@ -44,16 +44,50 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
     metrics::batch_seconds(BatchStage::Decode, decoding.elapsed());
     // One instant for the whole commit, kept when it is done again.
     let now = Utc::now();
+    let mut most = usize::MAX;
+    while !works.is_empty() {
+        // The usual way copies nothing.
+        let (mut first, rest) = match most {
+            usize::MAX => (std::mem::take(&mut works), Vec::new()),
+            most => Work::split_all(&works, most)?,
+        };
+        let messages: usize = first.iter().map(Work::messages).sum();
+        match commit_works(engine, tenure, &mut first, now, lookups).await {
+            Err(Error::Exceeded { what, .. }) if messages > 1 => {
+                // One alone tells whether the query is to blame or their number; from there it grows.
+                tracing::warn!(messages, "{what}; taking fewer messages at once");
+                most = 1;
+                if works.is_empty() {
+                    works = first;
+                }
+            }
+            Err(error) => return Err(error),
+            Ok(()) => {
+                works = rest;
+                most = most.saturating_mul(2);
+            }
+        }
+    }
+    metrics::batch_seconds(BatchStage::Total, began.elapsed());
+    Ok(())
+}
+
+async fn commit_works(
+    engine: &mut Engine,
+    tenure: &mut Tenure,
+    works: &mut [Work],
+    now: DateTime<Utc>,
+    lookups: &LookupSet,
+) -> Result<()> {
     loop {
-        let refused = match attempt(engine, tenure, &works, now, lookups).await? {
+        let refused = match attempt(engine, tenure, works, now, lookups).await? {
             Attempt::Done(results) => {
-                account(&works, &results);
-                metrics::batch_seconds(BatchStage::Total, began.elapsed());
+                account(works, &results);
                 return Ok(());
             }
             Attempt::Refused(refused) => refused,
-            Attempt::RowRefused(why) => {
-                let found = refusal::find(engine, &tenure.postgres, &works, now, lookups, &why).await?;
+            Attempt::RowRefused(stage, why) => {
+                let found = refusal::find(engine, &tenure.postgres, works, now, lookups, stage, &why).await?;
                 if found.is_empty() {
                     return Err(Error::Halt {
                         what: format!("a batch was refused, but none of its messages alone: {why}"),
@@ -74,7 +108,7 @@ enum Attempt {
     /// These messages have to go; both transactions were aborted.
     Refused(Vec<(usize, Reject)>),
     /// Some message's row is refused, by Postgres or by the SQL itself; which one has to be found out.
-    RowRefused(String),
+    RowRefused(Stage, String),
 }
 
 async fn attempt(
@@ -90,7 +124,9 @@ async fn attempt(
     let first = match output.next().await {
         Ok(first) => first,
         // Nothing was begun yet that would have to be aborted.
-        Err(error) => return refusal::of(&error, &columns).map(|(_, why)| Attempt::RowRefused(why)).ok_or(error),
+        Err(error) => {
+            return refusal::of(&error, &columns).map(|(stage, why)| Attempt::RowRefused(stage, why)).ok_or(error);
+        }
     };
     crate::step!("S1");
     let over_size = output.results.iter().any(|result| !result.over_size.is_empty());
@@ -117,10 +153,14 @@ async fn attempt(
             return Ok(Attempt::Refused(refused.into_iter().chain(ready.too_large).collect()));
         }
         Err(error) => {
-            let Some((_, why)) = refusal::of(&error, &columns) else { return Err(error) };
+            let why = refusal::of(&error, &columns);
+            if why.is_none() && !matches!(error, Error::Exceeded { .. }) {
+                return Err(error);
+            }
             transaction.abort(tenure).await?;
+            let Some((stage, why)) = why else { return Err(error) };
             // Those that are known already go first; the rest shows when it is done again.
-            return Ok(if refused.is_empty() { Attempt::RowRefused(why) } else { Attempt::Refused(refused) });
+            return Ok(if refused.is_empty() { Attempt::RowRefused(stage, why) } else { Attempt::Refused(refused) });
         }
     };
     transaction.commit(tenure, works, now, ready, &results).await?;
@@ -241,7 +281,7 @@ fn outcomes_as_json(result: &PartResult) -> serde_json::Value {
 /// Every message has one outcome: what came in is the sum of what is counted here.
 fn account(works: &[Work], results: &[PartResult]) {
     for (work, result) in works.iter().zip(results) {
-        metrics::messages_in(work.messages.len() as u64);
+        metrics::messages_in(work.messages() as u64);
         for (name, count) in &result.outcomes.counts {
             metrics::messages(name, *count);
         }

@@ -21,6 +21,7 @@ use crate::source::Messages;
 use crate::transform::{Outcomes, Triggers};
 
 /// A micro-batch on its way: decoded, with what had to be left out of it.
+#[derive(Clone)]
 pub struct Work {
     pub partition: i32,
     pub range: OffsetRange,
@@ -31,6 +32,54 @@ pub struct Work {
 }
 
 impl Work {
+    /// How many messages it covers: each is a row or a reject.
+    pub fn messages(&self) -> usize {
+        self.batch.num_rows() + self.rejects.len()
+    }
+
+    /// The first `most` messages of all works, in their order, and the rest.
+    pub fn split_all(works: &[Work], most: usize) -> Result<(Vec<Work>, Vec<Work>)> {
+        let (mut first, mut rest, mut left) = (Vec::new(), Vec::new(), most);
+        for work in works {
+            match work.messages() {
+                // Ranges may cover more offsets than messages: a work without any goes along.
+                all if all <= left => first.push(work.clone()),
+                _ if left == 0 => rest.push(work.clone()),
+                _ => {
+                    let (head, tail) = work.split(left)?;
+                    first.push(head);
+                    rest.push(tail);
+                }
+            }
+            left = left.saturating_sub(work.messages());
+        }
+        Ok((first, rest))
+    }
+
+    /// Its first `count` messages, fewer than all and more than none, and the others.
+    fn split(&self, count: usize) -> Result<(Work, Work)> {
+        let rows = row_numbers(&self.batch);
+        let mut all: Vec<u32> = rows.iter().copied().chain(self.rejects.iter().map(|reject| reject.row)).collect();
+        all.sort_unstable();
+        let Some(&row) = all.get(count) else {
+            return Err(Error::Claim { what: "a batch has fewer messages than were counted".into() });
+        };
+        let boundary = self.messages.offset(row as usize);
+        let accepted = rows.partition_point(|number| *number < row);
+        let refused = self.rejects.partition_point(|reject| reject.row < row);
+        let part = |range, start: usize, len, rejects: &[Reject]| Work {
+            partition: self.partition,
+            range,
+            messages: self.messages.clone(),
+            batch: self.batch.slice(start, len),
+            rejects: rejects.to_vec(),
+        };
+        let head = OffsetRange { to: boundary, ..self.range };
+        let tail = OffsetRange { from: boundary, ..self.range };
+        let (before, after) = self.rejects.split_at(refused);
+        Ok((part(head, 0, accepted, before), part(tail, accepted, rows.len() - accepted, after)))
+    }
+
     /// Takes messages out of the batch that a sink has refused.
     pub fn exclude(&mut self, rejects: impl IntoIterator<Item = Reject>) -> Result<()> {
         self.rejects.extend(rejects);

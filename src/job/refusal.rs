@@ -22,20 +22,25 @@ pub fn of(error: &Error, columns: &[String]) -> Option<(Stage, String)> {
     by_postgres.or_else(|| failed_on_data(error).map(|why| (Stage::Transform, why)))
 }
 
-/// The refused messages of all parts, each with the words of whoever refused it. About 2 k log2(n / k) trials for k of n messages.
+/// The refused messages of all parts, each with the words of whoever refused it; `stage` and `why` are what began the search.
+/// About 2 k log2(n / k) trials for k of n messages.
 ///
 /// # Errors
-/// [`Error::Halt`] where no single message is to blame, or rows cannot be traced to messages.
+/// [`Error::Halt`] where the SQL fails without any message, or rows cannot be traced to messages.
 pub async fn find(
     engine: &mut Engine,
     postgres: &Connection,
     works: &[Work],
     now: DateTime<Utc>,
     lookups: &LookupSet,
+    stage: Stage,
     why: &str,
 ) -> Result<Vec<(usize, Reject)>> {
     if !engine.transform.carries_rows() {
-        return Err(untraceable(why));
+        return Err(if stage == Stage::Transform { fails_as_a_whole(why) } else { untraceable(why) });
+    }
+    if stage == Stage::Transform {
+        fails_without_messages(engine, works, now, lookups).await?;
     }
     let doing = || Error::postgres("looking for the messages whose rows Postgres refuses");
     postgres.batch_execute("BEGIN").await.map_err(doing())?;
@@ -64,6 +69,39 @@ pub async fn find(
     }
     postgres.batch_execute("ROLLBACK").await.map_err(doing())?;
     Ok(refused)
+}
+
+/// A query that fails on nothing at all is not failing on a message: the search would make dead letters of all of them.
+async fn fails_without_messages(
+    engine: &mut Engine,
+    works: &[Work],
+    now: DateTime<Utc>,
+    lookups: &LookupSet,
+) -> Result<()> {
+    let Some(work) = works.first() else { return Ok(()) };
+    let nothing = [Work { batch: work.batch.slice(0, 0), rejects: Vec::new(), ..work.clone() }];
+    let mut output = Output::new(engine, &nothing, now, lookups);
+    loop {
+        match output.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                return Err(Error::Halt {
+                    what: format!("the SQL fails whatever the messages hold: {error}"),
+                    remedy: "correct the SQL, or the lookup tables that it reads; the messages are kept".into(),
+                });
+            }
+        }
+    }
+}
+
+fn fails_as_a_whole(why: &str) -> Error {
+    Error::Halt {
+        what: format!("the SQL fails on what some message holds, and this SELECT does not tell on which: {why}"),
+        remedy: "aggregates, window functions, DISTINCT and UNION lose the message behind a row, so it cannot become a dead \
+                 letter: use TRY_CAST, NULLIF or CASE where values may be bad. The messages are kept"
+            .into(),
+    }
 }
 
 /// Makes and copies the rows of some messages. `Some` where they are refused.

@@ -220,7 +220,10 @@ pub fn decoder(config: &Config, mission: &Mission) -> Decoder {
 
 /// Compiles `triggers.sql` over campaigns and lookup tables.
 pub async fn compile_query(config: &Config, mission: &Mission, lookups: &LookupSet) -> Result<Transform> {
-    Transform::compile(&mission.files, mission.campaigns.schema(), lookups, config.memory_limit).await
+    let schema = mission.campaigns.schema();
+    let transform = Transform::compile(&mission.files, schema, lookups, config.memory_limit).await?;
+    transform.limit_rows(config.max_rows);
+    Ok(transform)
 }
 
 /// Checks the SELECT's columns against both sinks.

@@ -49,8 +49,10 @@ pub async fn load(
     let doing = || format!("loading the lookup table {}", query.name);
     client.batch_execute("BEGIN READ ONLY").await.map_err(Error::postgres(doing()))?;
     let loaded = copy_out(client, query, keys.first().copied(), progress).await;
-    let end = if loaded.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await.map_err(Error::postgres(doing()));
+    // There is nothing to commit. What a function in the query did to the session (`set_config`, `pg_notify`, advisory
+    // locks) must not outlive the query: other work of the job may follow on this connection.
+    let undo = "ROLLBACK; SELECT pg_advisory_unlock_all()";
+    let ended = client.batch_execute(undo).await.map_err(Error::postgres(doing()));
     let decoder = loaded?;
     ended?;
     let (name, keys) = (query.name.clone(), keys.to_vec());
@@ -69,17 +71,16 @@ async fn copy_out(
     key: Option<usize>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<CopyDecoder> {
-    let doing = || format!("loading the lookup table {}", query.name);
     let columns = columns(client, query).await?;
     let mut decoder = CopyDecoder::new(&columns, key).map_err(|problem| in_file(query, problem))?;
 
     // The newline ends a comment on the query's last line.
     let copy = format!("COPY (\n{}\n) TO STDOUT (FORMAT binary)", without_semicolon(&query.sql));
-    let stream = client.copy_out(&copy).await.map_err(Error::postgres(doing()))?;
+    let stream = client.copy_out(&copy).await.map_err(|error| failed(query, error))?;
     let mut stream = pin!(stream);
     let mut bytes = 0;
     let mut told = 0;
-    while let Some(chunk) = stream.try_next().await.map_err(Error::postgres(doing()))? {
+    while let Some(chunk) = stream.try_next().await.map_err(|error| failed(query, error))? {
         decoder.feed(&chunk).map_err(|problem| in_file(query, problem))?;
         bytes += chunk.len() as u64;
         if decoder.rows() - told >= PROGRESS_ROWS {
@@ -126,6 +127,21 @@ async fn columns(client: &Client, query: &LookupQuery) -> Result<Vec<(String, Ty
 
 fn in_file(query: &LookupQuery, problem: String) -> Error {
     Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
+}
+
+/// What the server says while the query runs. Its transaction is one that may only read, so complaints about the state of
+/// the transaction (class 25) are about the query, and not about a server that will take writes again in a while.
+fn failed(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
+    match error.as_db_error() {
+        Some(db) if db.code().code().starts_with("25") => Error::Sql {
+            file: query.file.clone(),
+            line: None,
+            column: None,
+            problem: format!("Postgres says: {} (SQLSTATE {})", db.message(), db.code().code()),
+            remedy: "write a query that only reads, with functions that only read".into(),
+        },
+        _ => Error::Postgres { doing: format!("loading the lookup table {}", query.name), source: error },
+    }
 }
 
 /// What the server says about the query is the file's error; a broken connection is not.

@@ -33,6 +33,13 @@ impl Telemetry {
         };
         let admin = Admin::bind(listen).await?;
         tracing::info!("health and metrics on http://{}", admin.address());
+        if !admin.address().ip().is_loopback() {
+            tracing::warn!(
+                "the admin port {} asks nobody who they are: let only scrapers and orchestrators reach it, or set [admin] \
+                 listen to a loopback address",
+                admin.address()
+            );
+        }
         let serving = admin.serve(metrics::install()?, health.clone(), shutdown.clone().cancelled_owned());
         let server = tokio::spawn(async move {
             if let Err(error) = serving.await {

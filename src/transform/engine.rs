@@ -23,6 +23,7 @@ use datafusion::sql::sqlparser::ast::{Query, Statement};
 
 use super::carry::carry;
 use super::clock::Clock;
+use super::rows::{CountRows, MaxRows};
 use super::{CAMPAIGNS, ROW};
 use crate::lookup::{BATCH_ROWS, BoundTable, LookupSet, optimizer_rules};
 
@@ -116,10 +117,12 @@ impl Engine {
         options.optimizer.enable_topk_dynamic_filter_pushdown = false;
         options.optimizer.enable_join_dynamic_filter_pushdown = false;
         options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+        let mut rules = optimizer_rules();
+        rules.push(Arc::new(CountRows));
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
-            .with_physical_optimizer_rules(optimizer_rules())
+            .with_physical_optimizer_rules(rules)
             .build();
         let context = SessionContext::new_with_state(state);
         clock.functions().into_iter().for_each(|function| context.register_udf(function));
@@ -153,11 +156,16 @@ impl Prepared {
         batch: RecordBatch,
         now: i64,
         lookups: &LookupSet,
+        max_rows: usize,
     ) -> Result<SendableRecordBatchStream> {
         self.clock.set(now);
         self.plan = reset_plan_states(Arc::clone(&self.plan))?;
-        let config =
-            self.config.clone().with_extension(Arc::new(MicroBatch(batch))).with_extension(Arc::new(lookups.clone()));
+        let config = self
+            .config
+            .clone()
+            .with_extension(Arc::new(MicroBatch(batch)))
+            .with_extension(Arc::new(lookups.clone()))
+            .with_extension(Arc::new(MaxRows(max_rows)));
         let none = HashMap::new;
         let runtime = Arc::clone(&self.runtime);
         let context = TaskContext::new(

@@ -12,6 +12,7 @@ mod engine;
 mod files;
 mod outcome;
 mod parse;
+mod rows;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -109,6 +110,11 @@ impl Transform {
         self.lookup_keys.clone()
     }
 
+    /// How many rows any join of the query may make in one run; beyond that the run fails with [`Error::Exceeded`].
+    pub fn limit_rows(&self, most: usize) {
+        self.plans.limit_rows(most);
+    }
+
     /// The user's columns, in order: what both sinks get.
     pub fn output_schema(&self) -> SchemaRef {
         Arc::clone(&self.output)
@@ -201,15 +207,20 @@ impl Transform {
     }
 }
 
-/// The words of an error that arose from the values in the batch (a cast, an overflow, a division by zero) and would not
-/// with others; `None` for every other error.
+/// The words of an error that arose from the values in the batch (a cast, an overflow, a division by zero, a function that
+/// refuses its argument) and may not with others; `None` for every other error. Whether it is one message's fault, only a
+/// run without that message tells.
 pub fn failed_on_data(error: &Error) -> Option<String> {
     let Error::Engine { source, .. } = error else { return None };
     match source.find_root() {
+        DataFusionError::Execution(_) => Some(error.to_string()),
         DataFusionError::ArrowError(cause, _) => match cause.as_ref() {
             ArrowError::CastError(_)
             | ArrowError::ParseError(_)
+            | ArrowError::ComputeError(_)
+            | ArrowError::InvalidArgumentError(_)
             | ArrowError::ArithmeticOverflow(_)
+            | ArrowError::OffsetOverflowError(_)
             | ArrowError::DivideByZero => Some(error.to_string()),
             _ => None,
         },

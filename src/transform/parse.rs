@@ -112,6 +112,14 @@ pub(super) fn output_span(query: &Query, name: &str) -> Option<Span> {
     named.or_else(|| select.projection.iter().find(is_star).map(Spanned::span))
 }
 
+/// Where the outermost FROM joins for the first time, else where it begins.
+pub(super) fn join_span(query: &Query) -> Option<Span> {
+    let SetExpr::Select(select) = query.body.as_ref() else { return None };
+    let joined = select.from.iter().find_map(|table| table.joins.first()).map(Spanned::span);
+    let spans = joined.into_iter().chain(select.from.get(1).or(select.from.first()).map(Spanned::span));
+    spans.into_iter().find(|span| span.start.line > 0)
+}
+
 /// The parts that a condition joins by AND, in textual order.
 pub(super) fn conjuncts(condition: &Expr) -> Vec<&Expr> {
     use datafusion::sql::sqlparser::ast::BinaryOperator::And;

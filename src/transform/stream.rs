@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -12,6 +13,10 @@ use datafusion::sql::sqlparser::ast::Query;
 use futures::{Stream, StreamExt};
 
 use super::engine::{Engine, Prepared};
+use super::parse::join_span;
+use super::rows::TooManyRows;
+
+use crate::config::DEFAULT_MAX_ROWS;
 use crate::lookup::LookupSet;
 use crate::{Error, Result};
 
@@ -23,12 +28,21 @@ pub(super) struct Plans {
     query: Query,
     rows: bool,
     memory: usize,
+    max_rows: AtomicUsize,
+    /// Where the query joins, for runs that grow beyond their limits.
+    place: Option<(u64, u64)>,
     idle: Mutex<Vec<Prepared>>,
 }
 
 impl Plans {
     pub(super) fn new(file: PathBuf, engine: Arc<Engine>, query: Query, rows: bool, memory: usize) -> Self {
-        Self { file, engine, query, rows, memory, idle: Mutex::default() }
+        let place = join_span(&query).map(|span| (span.start.line, span.start.column));
+        let max_rows = AtomicUsize::new(DEFAULT_MAX_ROWS);
+        Self { file, engine, query, rows, memory, max_rows, place, idle: Mutex::default() }
+    }
+
+    pub(super) fn limit_rows(&self, most: usize) {
+        self.max_rows.store(most, Ordering::Relaxed);
     }
 
     pub(super) fn put_back(&self, plan: Prepared) {
@@ -44,18 +58,31 @@ impl Plans {
                 planned.map_err(|error| plans.failed(error))?
             }
         };
-        let rows = plan.run(batch, now, lookups).map_err(|error| plans.failed(error))?;
+        let rows = plan
+            .run(batch, now, lookups, plans.max_rows.load(Ordering::Relaxed))
+            .map_err(|error| plans.failed(error))?;
         Ok(Triggers { rows, plan: Some(plan), plans: Arc::clone(plans) })
     }
 
     fn failed(&self, error: DataFusionError) -> Error {
-        let file = self.file.display();
+        let place = self.place.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        let file = format!("{}{place}", self.file.display());
+        if TooManyRows::is_root_of(&error) {
+            let most = self.max_rows.load(Ordering::Relaxed);
+            return Error::Exceeded {
+                what: format!("{file}: one run makes more than the {most} rows it may make in a join"),
+                remedy: "join by equal keys, or raise [transform] max_rows if so many are meant; the messages are kept"
+                    .into(),
+            };
+        }
         match error.find_root() {
-            DataFusionError::ResourcesExhausted(problem) => Error::Halt {
+            DataFusionError::ResourcesExhausted(problem) => Error::Exceeded {
                 what: format!("{file}: one run needs more than the {} MiB it may hold: {problem}", self.memory >> 20),
-                remedy: "let the query hold less: join by equal keys, sort and aggregate less".to_owned(),
+                remedy: "let the query hold less: join by equal keys, sort and aggregate less; or raise [transform] memory. \
+                         The messages are kept"
+                    .into(),
             },
-            _ => Error::Engine { doing: format!("running {file}"), source: error },
+            _ => Error::Engine { doing: format!("running {}", self.file.display()), source: error },
         }
     }
 }

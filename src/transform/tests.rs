@@ -1,7 +1,10 @@
 //! `cases` walks `tests/sql_cases`: query, input, lookups, clock; golden rows, outcomes or error. `runs` is about what
-//! files cannot show: plans that are used again, streaming, memory.
+//! files cannot show: plans that are used again, streaming, memory and rows; `data_errors` about values on which SQL fails;
+//! `refused` about SQL that would write, read files or reach the network.
 
 mod cases;
+mod data_errors;
+mod refused;
 mod runs;
 
 use std::path::Path;
@@ -15,6 +18,8 @@ use datafusion::sql::sqlparser::ast::{ColumnOption, DataType as SqlType, Stateme
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use futures::TryStreamExt;
+
+use crate::Error;
 
 use super::{ROW, SqlFile, SqlFiles, Transform, Triggers};
 use crate::lookup::{LookupSet, LookupTable};

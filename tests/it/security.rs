@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use toml::Value;
 
-use crate::support::{Certs, Job, Kafka, KafkaOptions, Load, Postgres, Stack, wait_until};
+use crate::support::{Certs, Job, Kafka, KafkaOptions, Load, Message, Postgres, Stack, create_topic, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOAD: Load = Load { restaurants: 2, subscribers: 3 };
@@ -84,4 +84,38 @@ fn both_servers_over_tls() {
     use_postgres(&mut stack, "localhost", other_ca);
     let told = refused(&stack);
     assert!(told.contains("sslrootcert"), "{told}");
+}
+
+/// What `docs/security.md` tells an administrator to grant lets the job do all it does, and nothing else is granted.
+#[test]
+fn the_documented_grants_are_enough() {
+    let mut stack = Stack::new("grants");
+    let role = format!("ringer_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let documentation = include_str!("../../docs/security.md");
+    let (_, rest) = documentation.split_once("```sql\n").expect("the grants");
+    let (grants, _) = rest.split_once("```").expect("their end");
+    Job::run(&stack, &["init"]);
+    stack.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x'; {}", grants.replace("ringer", &role)));
+    let (_, place) = stack.url.split_once('@').expect("the superuser's URL");
+    stack.set("postgres", "url", format!("postgres://{role}:x@{place}"));
+    LOAD.subscribe(&stack);
+    LOAD.produce(&stack, 0..10);
+    // Too large for its topic: a letter in the ledger.
+    stack.produce([Message::of("x".repeat(1_000_000)).header("a", &[b'y'; 40_000])]);
+    let narrow = format!("{}.narrow", stack.group);
+    create_topic(&stack.bootstrap, &narrow, 1, &[("max.message.bytes", "10000")]);
+    stack.set("dead_letters", "topic", narrow);
+    for batch in [10, 20] {
+        let mut job = Job::spawn(&stack, &["run"]);
+        wait_until("all rows", PATIENCE, || {
+            assert!(job.is_running(), "{}", job.stderr());
+            LOAD.is_in_postgres(&stack, batch)
+        });
+        job.term();
+        assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+        LOAD.produce(&stack, batch..batch + 10);
+    }
+    wait_until("the letter is kept", PATIENCE, || stack.number("SELECT count(*) FROM dinnerbell.letters") == 1);
+    let output = Job::output(&stack, &["check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -1,5 +1,6 @@
 //! What another set of SQL files makes of the same binary.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use crate::support::{Campaign, Job, Message, PATIENCE, Stack, Witness, client, restaurant, stop, taken, wait_until};
@@ -160,15 +161,74 @@ fn a_cross_join_that_explodes_is_stopped_and_its_batch_is_kept() {
     let told = job.stderr();
     assert!(told.contains("one run needs more than the 16 MiB it may hold"), "{told}");
     assert!(told.contains("let the query hold less"), "{told}");
-    assert_eq!(stack.number("SELECT sum(next_offset) FROM dinnerbell.progress"), 0);
-    assert_eq!(Witness::DOCUMENTED.rows(&stack), Vec::<String>::new());
+    kept_and_delivered_once_mended(&stack, &good, 3, 300);
+}
 
-    stack.write_sql("triggers.sql", &good);
-    let mut job = Job::spawn(&stack, &["run"]);
-    taken(&mut job, 3);
+/// Nothing has happened yet; with the good query, everything does, once.
+fn kept_and_delivered_once_mended(stack: &Stack, good: &str, messages: usize, rows: usize) {
+    assert_eq!(stack.number("SELECT coalesce(sum(next_offset), 0) FROM dinnerbell.progress"), 0);
+    assert_eq!(Witness::DOCUMENTED.rows(stack), Vec::<String>::new());
+    stack.write_sql("triggers.sql", good);
+    let mut job = Job::spawn(stack, &["run"]);
+    taken(&mut job, messages);
     stop(job);
-    assert_eq!(Witness::DOCUMENTED.rows(&stack).len(), 300);
+    let found = Witness::DOCUMENTED.timeless(stack);
+    assert_eq!((found.len(), BTreeSet::from_iter(&found).len()), (rows, rows));
     wait_until("progress is durable", PATIENCE, || {
-        stack.number("SELECT sum(next_offset) FROM dinnerbell.progress") == 3
+        stack.number("SELECT sum(next_offset) FROM dinnerbell.progress") == messages as i64
     });
+}
+
+/// These hold next to nothing and would go on for ever: only the number of their rows tells.
+#[test]
+fn joins_that_multiply_without_end_are_stopped_and_their_batch_is_kept() {
+    let mut stack = Stack::new("multiply");
+    stack.set("transform", "max_rows", 100_000);
+    stack.subscribe((0..1000).map(|n| (client(n), restaurant(n % 10))));
+    let good = stack.read_sql("triggers.sql");
+    let join = "JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant_id";
+    let line = 1 + good.lines().position(|line| line.contains(join)).expect("the join");
+    stack.produce((0..3).map(|n| Message::of(Campaign::new(n, restaurant(n)).json())));
+    for (from, order) in [
+        ("CROSS JOIN subscribers_restaurants s CROSS JOIN subscribers_restaurants t", ""),
+        ("JOIN subscribers_restaurants s ON 1 = 1 JOIN subscribers_restaurants t ON t.client_id <> s.client_id", ""),
+        (
+            "CROSS JOIN subscribers_restaurants s CROSS JOIN subscribers_restaurants t",
+            "ORDER BY c.datetime_created LIMIT 3",
+        ),
+    ] {
+        stack.write_sql("triggers.sql", &format!("{}\n{order}", good.replace(join, from)));
+        let mut job = Job::spawn(&stack, &["run"]);
+        assert_eq!(job.wait(PATIENCE).code(), Some(1), "{}", job.stderr());
+        let told = job.stderr();
+        assert!(told.contains(&format!("triggers.sql:{line}:")), "{told}");
+        assert!(told.contains("makes more than the 100000 rows it may make in a join"), "{told}");
+        assert!(told.contains("raise [transform] max_rows"), "{told}");
+        assert_eq!(Witness::DOCUMENTED.rows(&stack), Vec::<String>::new());
+    }
+    kept_and_delivered_once_mended(&stack, &good, 3, 300);
+}
+
+/// Each of these campaigns is honest, and all of them together are more than one commit may make.
+#[test]
+fn campaigns_that_are_too_many_rows_together_go_a_few_at_a_time() {
+    let mut stack = Stack::new("a_few");
+    stack.set("transform", "max_rows", 1_000);
+    stack.subscribe((0..1000).map(|n| (client(n), restaurant(n % 10))));
+    let bad = |n: usize| {
+        if n % 50 == 7 { Message::of("bad") } else { Message::of(Campaign::new(n, restaurant(n % 10)).json()) }
+    };
+    stack.produce((0..300).map(|n| bad(n).partition(n as i32 % 3)));
+    let mut job = Job::spawn(&stack, &["run"]);
+    taken(&mut job, 300);
+    assert_eq!(job.metric("dinnerbell_messages_total", r#"outcome="triggered""#), 294.0);
+    assert_eq!(job.metric("dinnerbell_messages_total", r#"outcome="dead_letter""#), 6.0);
+    assert!(job.metric("dinnerbell_commits_total", "") > 20.0, "29,400 rows in commits of 1,000");
+    let told = stop(job);
+    assert!(told.contains("taking fewer messages at once"), "{told}");
+    let rows = Witness::DOCUMENTED.timeless(&stack);
+    assert_eq!((rows.len(), BTreeSet::from_iter(&rows).len()), (29_400, 29_400));
+    let letters: BTreeSet<_> =
+        stack.read_dead_letters().iter().map(|letter| letter.header("dinnerbell.offset").map(str::to_owned)).collect();
+    assert_eq!((stack.read_dead_letters().len(), letters.len()), (6, 6));
 }

@@ -14,12 +14,24 @@ pub struct Certs {
     pub ca: PathBuf,
     pub server: PathBuf,
     pub server_key: PathBuf,
+    /// By the same authority, for another host.
+    pub elsewhere: Signed,
+    /// By the same authority, for the right host, until yesterday.
+    pub expired: Signed,
     pub client: PathBuf,
     pub client_key: PathBuf,
     /// An authority that signed none of these.
     pub other_ca: PathBuf,
     /// Key and certificate in one file, as Kafka's PEM keystore wants them.
     pub server_keystore: PathBuf,
+}
+
+/// A certificate with its key, apart and in one file, as Kafka's PEM keystore wants them.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub keystore: PathBuf,
 }
 
 static SHARED: LazyLock<Certs> = LazyLock::new(make);
@@ -36,19 +48,21 @@ fn make() -> Certs {
     let file = |name: &str| directory.join(name);
     authority(&directory, "ca");
     authority(&directory, "other-ca");
-    signed(&directory, "server", "localhost", "subjectAltName=DNS:localhost,IP:127.0.0.1");
-    signed(&directory, "client", "dinnerbell", "extendedKeyUsage=clientAuth");
-    let read = |name: &str| fs::read_to_string(file(name)).expect("openssl has just written it");
-    fs::write(file("server.keystore.pem"), read("server.key") + &read("server.crt") + &read("ca.crt"))
-        .expect("the directory is ours");
+    let here = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+    let server = signed(&directory, "server", "localhost", here, 2);
+    let elsewhere = signed(&directory, "elsewhere", "elsewhere.example", "subjectAltName=DNS:elsewhere.example", 2);
+    let expired = signed(&directory, "expired", "localhost", here, -1);
+    let client = signed(&directory, "client", "dinnerbell", "extendedKeyUsage=clientAuth", 2);
     Certs {
         ca: file("ca.crt"),
-        server: file("server.crt"),
-        server_key: file("server.key"),
-        client: file("client.crt"),
-        client_key: file("client.key"),
+        server: server.certificate,
+        server_key: server.key,
+        elsewhere,
+        expired,
+        client: client.certificate,
+        client_key: client.key,
         other_ca: file("other-ca.crt"),
-        server_keystore: file("server.keystore.pem"),
+        server_keystore: server.keystore,
     }
 }
 
@@ -59,7 +73,7 @@ fn authority(directory: &Path, name: &str) {
     );
 }
 
-fn signed(directory: &Path, name: &str, common_name: &str, extension: &str) {
+fn signed(directory: &Path, name: &str, common_name: &str, extension: &str, days: i32) -> Signed {
     openssl(
         directory,
         &format!("req -newkey rsa:2048 -nodes -subj /CN={common_name} -keyout {name}.key -out {name}.csr"),
@@ -68,9 +82,15 @@ fn signed(directory: &Path, name: &str, common_name: &str, extension: &str) {
     openssl(
         directory,
         &format!(
-            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.crt"
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days {days} -extfile {name}.ext -out {name}.crt"
         ),
     );
+    let file = |ending: &str| directory.join(format!("{name}.{ending}"));
+    let keystore = file("keystore.pem");
+    let parts = [file("key"), file("crt"), directory.join("ca.crt")];
+    let parts = parts.map(|part| fs::read_to_string(part).expect("openssl has just written it"));
+    fs::write(&keystore, parts.concat()).expect("the directory is ours");
+    Signed { certificate: file("crt"), key: file("key"), keystore }
 }
 
 fn openssl(directory: &Path, arguments: &str) {

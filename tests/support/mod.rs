@@ -22,7 +22,7 @@ mod stack;
 mod witness;
 
 pub use campaigns::{Campaign, client, restaurant, sample};
-pub use certs::Certs;
+pub use certs::{Certs, Signed};
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
 pub use job::Job;
 pub use kafka::{Kafka, KafkaOptions, alter_topic, create_topic};

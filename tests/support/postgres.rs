@@ -1,6 +1,7 @@
 //! The Postgres that most tests share, and servers of a test's own.
 
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::LazyLock;
 
 use dinnerbell::demo::postgres as private;
@@ -32,8 +33,14 @@ impl Postgres {
 
     /// A server with TLS beside plain connections, its certificate for localhost by [`Certs::shared`]'s authority.
     pub fn start_tls() -> Postgres {
-        let Certs { ca, server, server_key, .. } = Certs::shared().clone();
-        let tls = Some(private::Tls { certificate: server, key: server_key, ca });
+        let Certs { server, server_key, .. } = Certs::shared();
+        Self::start_tls_with(server, server_key)
+    }
+
+    /// The same, with another certificate.
+    pub fn start_tls_with(certificate: &Path, key: &Path) -> Postgres {
+        let (certificate, key, ca) = (certificate.to_owned(), key.to_owned(), Certs::shared().ca.clone());
+        let tls = Some(private::Tls { certificate, key, ca });
         Self::start(private::Options { tls, ..private::Options::default() })
     }
 

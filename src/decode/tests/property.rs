@@ -139,3 +139,13 @@ proptest! {
         agrees_with_the_judge(values.into_iter().map(Some).collect());
     }
 }
+
+/// What fuzzing began with and what it found: no nightly compiler is needed to try it again.
+#[test]
+fn the_fuzzers_corpus() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/decode");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    let values: Vec<_> = files.map(Some).collect();
+    assert!(values.len() > 20, "{} files", values.len());
+    agrees_with_the_judge(values);
+}

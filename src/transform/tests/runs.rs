@@ -131,3 +131,44 @@ async fn the_lookup_of_the_sample_is_read_by_index_and_never_scanned() {
     assert!(text.contains("LookupJoinExec: lookup=subscribers_restaurants, kind=Inner"), "{text}");
     assert!(!text.contains("BoundScan: subscribers_restaurants") && !text.contains("HashJoinExec"), "{text}");
 }
+
+#[tokio::test]
+async fn joins_that_multiply_are_stopped_where_only_their_number_shows() {
+    let lookups = set([places(3_000)]);
+    // Each of these streams: it holds little, and would go on for 3,000 times 3,000 rows a message.
+    for sql in [
+        "SELECT c.id FROM campaigns c CROSS JOIN places p CROSS JOIN places q",
+        "SELECT c.id FROM campaigns c, places p, places q",
+        "SELECT c.id FROM campaigns c JOIN places p ON 1 = 1 JOIN places q ON true",
+        "SELECT c.id FROM campaigns c JOIN places p USING (place) JOIN places q ON q.client <> p.client",
+        "SELECT count(*) AS n FROM campaigns c CROSS JOIN places p CROSS JOIN places q",
+        "SELECT id FROM campaigns WHERE (SELECT count(*) FROM places p CROSS JOIN places q) > id",
+        "SELECT c.id, unnest(range(0, 1000)) AS n FROM campaigns c JOIN places p USING (place)",
+    ] {
+        let transform = compile(sql, &lookups, MEMORY).await;
+        transform.limit_rows(100_000);
+        let error = match transform.run(batch(0..3), at(1), &lookups).await {
+            Ok(rows) => collect(rows).await.err().unwrap_or_else(|| panic!("it ends: {sql}")),
+            Err(error) => error,
+        };
+        assert!(matches!(error, Error::Exceeded { .. }), "{sql}: {error}");
+        let (told, remedy) = (error.to_string(), error.remedy().unwrap_or_default().to_owned());
+        assert!(told.starts_with("triggers.sql:1:") && told.contains("100000 rows"), "{sql}: {told}");
+        assert!(remedy.contains("max_rows") && remedy.contains("equal keys"), "{remedy}");
+    }
+}
+
+#[tokio::test]
+async fn the_limit_of_rows_stops_nothing_below_it_and_counts_each_run_anew() {
+    let lookups = set([places(3_000)]);
+    let transform =
+        compile("SELECT c.id, p.client FROM campaigns c JOIN places p USING (place)", &lookups, MEMORY).await;
+    transform.limit_rows(3_000);
+    for second in 1..4 {
+        assert_eq!(lines(&transform, &batch(0..3), second, &lookups).await.len(), 3_000);
+    }
+    let rows = transform.run(batch(0..4), at(5), &lookups).await.expect("it starts");
+    let error = collect(rows).await.expect_err("one message more");
+    assert!(matches!(error, Error::Exceeded { .. }), "{error}");
+    assert_eq!(lines(&transform, &batch(0..3), 6, &lookups).await.len(), 3_000);
+}

@@ -1,0 +1,6 @@
+#[path = "../../src/encode/chunk.rs"]
+pub mod chunk;
+
+fn arrow(doing: &'static str) -> impl FnOnce(arrow::error::ArrowError) -> crate::Error {
+    move |source| crate::Error::Engine { doing: doing.into(), source: source.into() }
+}
