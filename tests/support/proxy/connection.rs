@@ -126,6 +126,7 @@ impl Link {
                 fault.happened();
                 tokio::select! {
                     () = fault.over() => {}
+                    () = fault.was_cut() => return End::Closed,
                     () = from.closed() => return End::Closed,
                 }
                 self.held.lock().unwrap().take();

@@ -47,6 +47,10 @@ impl Match {
         Match { every: true, ..self }
     }
 
+    pub fn is_for_kafka(&self) -> bool {
+        matches!(self.kind, Kind::Kafka(_))
+    }
+
     fn is(&self, request: &Request<'_>) -> bool {
         match (&self.kind, request) {
             (Kind::Kafka(key), Request::Kafka { key: found, frame }) => {
@@ -84,6 +88,7 @@ struct Inner {
     armed: AtomicBool,
     injected: AtomicU64,
     released: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
     late: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -96,6 +101,7 @@ impl Fault {
             armed: AtomicBool::new(true),
             injected: AtomicU64::new(0),
             released: watch::Sender::new(false),
+            cut: watch::Sender::new(false),
             late: Mutex::default(),
         }))
     }
@@ -109,6 +115,11 @@ impl Fault {
     pub fn release(&self) {
         self.0.armed.store(false, Ordering::SeqCst);
         self.0.released.send_replace(true);
+    }
+
+    /// Ends for their clients, and for them alone, the connections whose requests are held.
+    pub fn cut(&self) {
+        self.0.cut.send_replace(true);
     }
 
     /// The server's replies to requests that were delivered after their client had gone.
@@ -136,6 +147,12 @@ impl Fault {
 
     pub(super) fn was_answered_late(&self, reply: Vec<u8>) {
         self.0.late.lock().unwrap().push(reply);
+    }
+
+    /// Waits for [`Fault::cut`].
+    pub(super) async fn was_cut(&self) {
+        // The sender lives as long as we do.
+        let _ = self.0.cut.subscribe().wait_for(|cut| *cut).await;
     }
 
     /// Waits as long as its requests are to be held.
