@@ -69,7 +69,11 @@ impl Producer {
             ("delivery.report.only.error", "true"),
         ];
         let doing = format!("opening the transactional producer {transactional_id}");
-        let producer: BaseProducer<Failures> = kafka::client_config(&user, &owned)
+        let mut config = kafka::client_config(&user, &owned);
+        // Connections that break are told in the log of this level and kind alone, see `Failures::log`.
+        let debug = user.get("debug").map_or_else(|| "broker".into(), |wanted| format!("{wanted},broker"));
+        config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
+        let producer: BaseProducer<Failures> = config
             .create_with_context(Failures::default())
             .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
         if let Err(error) = producer.init_transactions(Timeout::After(kafka::CALL_TIMEOUT)) {
@@ -106,6 +110,7 @@ impl Producer {
             return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
         }
         self.given_up.store(false, Ordering::SeqCst);
+        self.producer.context().open.store(true, Ordering::SeqCst);
         self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
     }
 
@@ -183,7 +188,9 @@ impl Producer {
         }
         self.producer.commit_transaction(Timeout::Never).map_err(|error| Error::Claim {
             what: format!("committing the Kafka transaction of {}: {error}", self.transactional_id),
-        })
+        })?;
+        self.producer.context().open.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Aborts a transaction whose commit was never attempted.
@@ -199,6 +206,7 @@ impl Producer {
             }
         };
         self.producer.context().clear();
+        self.producer.context().open.store(false, Ordering::SeqCst);
         outcome.map_err(Error::kafka("aborting a Kafka transaction"))
     }
 }
@@ -208,6 +216,8 @@ impl Producer {
 struct Failures {
     record: Mutex<Option<KafkaError>>,
     client: Mutex<Option<KafkaError>>,
+    /// A transaction is open, or its end not confirmed.
+    open: AtomicBool,
     tainted: AtomicBool,
 }
 
@@ -245,6 +255,11 @@ impl Failures {
 
 impl ClientContext for Failures {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // A single connection that breaks raises no error (only the loss of all brokers does), yet requests that were on
+        // their way in it are sent again. One that closes while nothing is open had none.
+        if facility == "FAIL" && self.open.load(Ordering::SeqCst) {
+            self.tainted.store(true, Ordering::SeqCst);
+        }
         kafka::log_librdkafka(level, facility, message);
     }
 
