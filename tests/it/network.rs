@@ -42,6 +42,8 @@ fn all_connections_reset_again_and_again_in_mid_load() {
         let wanted = rows(&stack) + random.i64(1..40 * 25);
         wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted || LOAD.is_in_postgres(&stack, 600));
         assert!(!LOAD.is_in_postgres(&stack, 600), "the load was over before round {round}");
+        let proxies = [&network.kafka, &network.postgres];
+        wait_until("it is connected", PATIENCE, || proxies.iter().all(|proxy| proxy.connections() > 0));
         let which = random.usize(0..3);
         let cut = match which {
             0 => network.kafka.cut_all(),
