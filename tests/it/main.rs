@@ -17,6 +17,8 @@ mod ledger_ddl;
 mod lookup_memory;
 mod lookup_refresh;
 mod million;
+mod network;
+mod proxy;
 mod refused_rows;
 mod secrets;
 mod security;
@@ -28,5 +30,9 @@ mod stack;
 mod start_errors;
 #[cfg(feature = "failpoints")]
 mod steps;
+#[cfg(target_os = "linux")]
+mod surroundings;
 mod telemetry;
 mod tls;
+#[cfg(feature = "failpoints")]
+mod zombies;

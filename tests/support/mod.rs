@@ -11,12 +11,15 @@
 
 mod campaigns;
 mod certs;
+#[cfg(target_os = "linux")]
+mod disk;
 mod job;
 mod kafka;
 mod load;
 mod messages;
 mod places;
 mod postgres;
+mod proxy;
 mod run;
 mod stack;
 mod witness;
@@ -24,12 +27,15 @@ mod witness;
 pub use campaigns::{Campaign, client, restaurant, sample};
 pub use certs::{Certs, Signed};
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
+#[cfg(target_os = "linux")]
+pub use disk::Disk;
 pub use job::Job;
-pub use kafka::{Kafka, KafkaOptions, alter_topic, create_topic};
+pub use kafka::{Kafka, KafkaOptions, alter_topic, create_topic, shared as shared_kafka};
 pub use load::{Load, rows_of_table};
 pub use messages::{Message, Record, consume_all, consume_each, produce};
 pub use places::home;
 pub use postgres::{Postgres, connect};
+pub use proxy::{Fault, Match, Network, Proxy, api};
 pub use run::{block_on, run, tail, wait_until};
 pub use stack::Stack;
 pub use witness::{PATIENCE, Witness, now, stop, taken};
