@@ -15,6 +15,8 @@ mod ledger_ddl;
 mod lookup_refresh;
 mod million;
 mod refused_rows;
+#[cfg(feature = "failpoints")]
+mod repair;
 mod security;
 mod sql_edits;
 mod stack;
