@@ -7,11 +7,13 @@ use super::{RepairArgs, write_out};
 use crate::config::Config;
 use crate::ledger::ailment::Verb;
 use crate::repair::{self, Asked};
+use crate::telemetry::logs;
 use crate::{Error, Result};
 
 /// # Errors
 /// Exit code 1 where something is left to repair.
 pub async fn run(config: Config, file: Option<&Path>, args: RepairArgs) -> Result<()> {
+    logs::init()?;
     let mut command = String::from("dinnerbell repair");
     if let Some(file) = file {
         command.push_str(&format!(" --config {}", file.display()));

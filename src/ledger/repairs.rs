@@ -136,15 +136,15 @@ impl Ledger {
         })
     }
 
-    /// The transaction (`xmin`) that has stored a commit's parts or chunks, and with them its rows in the sink table.
-    pub async fn transaction_of(&self, client: &Client, commit: Uuid) -> Result<Option<String>> {
+    /// The transactions (`xmin`) that have written a commit's parts and chunks. One of them wrote its rows in the sink
+    /// table, too; another one is somebody's who has changed them since, and wrote no rows there.
+    pub async fn transactions_of(&self, client: &Client, commit: Uuid) -> Result<Vec<String>> {
         let sql = format!(
             "SELECT xmin::text FROM {0}.parts WHERE commit_id = $1 UNION SELECT xmin::text FROM {0}.chunks WHERE commit_id = $1",
             self.schema
         );
         let rows = client.query(&sql, &[&commit]).await.map_err(Error::postgres("reading who stored a batch"))?;
-        // Two would mean that somebody has rewritten rows.
-        Ok(if rows.len() == 1 { Some(rows[0].get(0)) } else { None })
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// The hash of the SQL that a stored part was made with.

@@ -1,6 +1,7 @@
 //! Carries a repair out, as the only member of the group and under new epochs of the ledger.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -62,6 +63,7 @@ pub async fn take_over(site: &Site, picture: &Picture, ledger: Ledger) -> Result
     let producer = Arc::new(open(&claimant, &id).await?);
     let theirs = ledger.seize(&site.postgres, &id).await?;
     fence(&claimant, theirs.into_iter().collect()).await?;
+    site.fenced.store(true, Ordering::SeqCst);
     Ok(Tenancy { ledger, group: Arc::new(group), producer, source })
 }
 

@@ -4,6 +4,8 @@
 //! rest, however many rows there are and whatever their types. Does not change anything but temporary tables; they go
 //! with the session.
 
+use std::sync::atomic::Ordering;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::SinkExt;
 use rdkafka::message::Message;
@@ -86,7 +88,24 @@ impl<'a> Compare<'a> {
     }
 
     /// Reads the whole topic into a temporary table; the number of records.
+    ///
+    /// # Errors
+    /// [`Error::Halt`] where a transaction is open that is nobody's we know: what it hides may be what is looked for.
     pub async fn stage_topic(&self, topic: &str) -> Result<i64> {
+        if let Some(place) = topic::open_transaction(self.site, topic).await? {
+            if self.site.fenced.load(Ordering::SeqCst) {
+                return Err(Error::Halt {
+                    what: format!("a transaction is open in {place}: what comes after it cannot be seen"),
+                    remedy:
+                        "it ends by itself within 15 minutes (transaction.timeout.ms of the process that died), or by \
+                             kafka-transactions.sh --abort; then repair"
+                            .into(),
+                });
+            }
+            tracing::warn!(
+                "a transaction is open in {place}: --execute ends this job's own first, and then counts again"
+            );
+        }
         let (to, inbox) = mpsc::channel(2);
         let (properties, name) = (self.site.config.source.kafka.clone(), topic.to_owned());
         let reading = kafka::blocking(move || {

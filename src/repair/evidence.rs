@@ -159,12 +159,7 @@ async fn judge_broken(case: &Case<'_>, parts: &[&PartHead], verdict: &mut Verdic
                 "put those files back until the repair is done: they say which columns a row has",
             ));
         }
-        transactions.push(ledger.transaction_of(postgres, *commit).await?.ok_or_else(|| {
-            refuse(
-                format!("rows of the stored batch of commit {commit} were rewritten since: its rows in the sink table cannot be told"),
-                "restore the ledger's parts and chunks tables",
-            )
-        })?);
+        transactions.extend(ledger.transactions_of(postgres, *commit).await?);
     }
     let all = || case.picture.parts.iter().chain(&case.picture.old_parts);
     let siblings: Vec<PartHead> =
@@ -244,11 +239,13 @@ pub async fn search(case: &Case<'_>, partitions: &[i32]) -> Result<Verdict> {
             missing
         }
         Some(why) => {
-            let mut writers = Vec::new();
+            let (mut writers, mut unknown) = (Vec::new(), false);
             for commit in &commits {
-                writers.extend(ledger.transaction_of(&site.postgres, *commit).await?);
+                let found = ledger.transactions_of(&site.postgres, *commit).await?;
+                unknown |= found.is_empty();
+                writers.extend(found);
             }
-            if writers.len() < commits.len() {
+            if unknown {
                 return Err(refuse(
                     format!("which rows of {table} are not in {output} cannot be told: {why}"),
                     "restore the ledger's parts and chunks tables",

@@ -134,7 +134,7 @@ fn registered(picture: &Picture, place: &str, partition: i32, seen: &Seen) -> Re
             Err(finding(format!("{}. Found: {}", why(&part).unwrap_or_default(), found(seen)), Verb::ResendFromTable))
         }
         (Ok(decision), _) => Ok(state(&decision, seen)),
-        (Err(ailment), Some(part)) if ailment.verb() == Verb::Offsets => {
+        (Err(ailment), Some(part)) if ailment.verb() == Verb::Offsets || ailment == Ailment::RetentionPassed => {
             let what = format!("{}; {}. Found: {}", ailment.what(), why(&part).unwrap_or_default(), found(seen));
             Err(finding(what, Verb::ResendFromTable))
         }
@@ -147,6 +147,7 @@ fn state(decision: &Decision, seen: &Seen) -> String {
     match decision {
         Decision::Resume => format!("ledger and Kafka at {next}"),
         Decision::CommitOffset { .. } => match &seen.kafka {
+            Some(kafka) if kafka.offset == next => format!("ledger and Kafka at {next}"),
             Some(kafka) => format!("ledger at {next}, Kafka at {}: `run` catches it up", kafka.offset),
             None => format!("ledger at {next}, no offset in Kafka and nothing stored: `run` commits it"),
         },

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -23,6 +24,8 @@ pub struct Site {
     /// Asks for offsets and never joins.
     pub reader: Arc<BaseConsumer>,
     pub cluster_id: String,
+    /// The last owners' transactions are over: from here on one that is still open is in the way.
+    pub fenced: AtomicBool,
 }
 
 impl Site {
@@ -37,7 +40,7 @@ impl Site {
             Ok((cluster_id, setup::group_reader(&asked)?))
         })
         .await?;
-        Ok(Site { config, postgres, reader: Arc::new(reader), cluster_id })
+        Ok(Site { config, postgres, reader: Arc::new(reader), cluster_id, fenced: AtomicBool::new(false) })
     }
 }
 

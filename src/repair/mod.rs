@@ -98,13 +98,13 @@ async fn execute(site: &Site, picture: Picture, ledger: Option<Ledger>, asked: &
         say("note", "", "nothing of what is wrong is for these repairs: nothing was changed");
         return Ok(wrong.is_empty());
     }
-    // Only what can be done is begun: a ledger is not made for a repair that is refused.
-    let case = Case { site, picture: &picture, ledger: ledger.as_ref(), findings: &wrong, verbs: &asked.verbs };
-    if let Some(verb) = Verb::ALL.into_iter().find(|verb| asked.verbs.contains(verb) && needs(&wrong, *verb))
-        && let Err(error) = case.work_out(verb).await
-    {
-        tell_refusal(say, verb, error)?;
-        return Ok(false);
+    // A ledger is not made for a repair that is refused.
+    if ledger.is_none() {
+        let case = Case { site, picture: &picture, ledger: None, findings: &wrong, verbs: &asked.verbs };
+        if let Err(error) = case.work_out(Verb::Adopt).await {
+            tell_refusal(say, Verb::Adopt, error)?;
+            return Ok(false);
+        }
     }
     let ledger = prepare(site, &picture).await?;
     if picture.books == Books::WithoutIdentity {
@@ -126,7 +126,8 @@ async fn execute(site: &Site, picture: Picture, ledger: Option<Ledger>, asked: &
     for finding in &left {
         say("WRONG", &finding.place, &format!("{}\n-> {}", finding.what, finding.remedy));
     }
-    if let Some(verb) = left.iter().find_map(|finding| finding.verb) {
+    let next = Verb::ALL.into_iter().find(|verb| needs(&left, *verb) && !asked.verbs.contains(verb));
+    if let Some(verb) = next {
         say("next", "", &format!("{} {} --execute", asked.command, verb.flag()));
     }
     Ok(left.is_empty())

@@ -45,6 +45,38 @@ async fn is_compacted(site: &Site, topic: &str) -> Result<bool> {
     policy.map(|policy| policy.contains("compact")).ok_or_else(|| Error::Away { what: "no answer".into() })
 }
 
+/// How long the markers of a transaction that has just ended may take.
+const MARKERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where a transaction is open: what lies behind its first record no `read_committed` reader sees. Waits for the markers
+/// of one that has just ended.
+pub async fn open_transaction(site: &Site, topic: &str) -> Result<Option<String>> {
+    let (reader, config, topic) = (site.reader.clone(), site.config.clone(), topic.to_owned());
+    kafka::blocking(move || {
+        let owned = [("isolation.level", "read_uncommitted"), ("enable.auto.commit", "false")];
+        let all: BaseConsumer =
+            kafka::client_config(&config.source.kafka, &owned).create().map_err(Error::kafka("creating a consumer"))?;
+        let doing = || Error::kafka(format!("reading the last offsets of {topic}"));
+        let deadline = Instant::now() + MARKERS_WITHIN;
+        for partition in 0..kafka::partition_count(reader.client(), &topic)? {
+            // The end as each kind of reader sees it.
+            loop {
+                let (_, end) = all.fetch_watermarks(&topic, partition, kafka::CALL_TIMEOUT).map_err(doing())?;
+                let (_, stable) = reader.fetch_watermarks(&topic, partition, kafka::CALL_TIMEOUT).map_err(doing())?;
+                if stable >= end {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Ok(Some(format!("{topic}[{partition}] at offset {stable}, of {end}")));
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        Ok(None)
+    })
+    .await
+}
+
 fn reader(properties: &KafkaProperties) -> Result<BaseConsumer> {
     let owned = [
         ("group.id", "dinnerbell-repair: joins nothing"),

@@ -24,6 +24,8 @@ const LOAD: Load = Load { restaurants: 5, subscribers: 20 };
 fn stack(name: &str) -> Stack {
     let mut stack = Stack::new(&format!("repair_{name}"));
     stack.set("batch", "max_messages", 5);
+    // The least that the broker takes: a repair waits until a member that was killed has gone.
+    stack.set("source.kafka", "session.timeout.ms", "6000");
     LOAD.subscribe(&stack);
     stack
 }
@@ -70,12 +72,33 @@ fn dies_between_the_commits(stack: &Stack, after: u32) {
     assert!(stack.number("SELECT count(*) FROM dinnerbell.parts") > 0, "nothing was stored");
 }
 
+/// The transactional ids of the job that died: with the ledger's rows nobody knows them any more.
+fn transactional_ids(stack: &Stack) -> Vec<String> {
+    let rows = stack.rows("SELECT DISTINCT unnest(transactional_ids) FROM dinnerbell.progress");
+    rows.into_iter().map(|mut row| row.remove(0).expect("not null")).collect()
+}
+
+/// Ends open transactions as the broker does after transaction.timeout.ms, 15 minutes, for which no test waits.
+fn time_out(stack: &Stack, transactional_ids: &[String]) {
+    use rdkafka::producer::{BaseProducer, Producer};
+    assert!(!transactional_ids.is_empty());
+    for id in transactional_ids {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &stack.bootstrap).set("transactional.id", id);
+        let producer: BaseProducer = config.create().expect("the settings are valid");
+        producer.init_transactions(PATIENCE).expect("the broker answers");
+    }
+}
+
 /// Names and ids as they are in no other run, out of a text.
 fn plain(stack: &Stack, text: &str) -> String {
     let mut text = text.to_owned();
-    for (name, short) in
-        [(&stack.campaigns, "campaigns"), (&stack.triggers, "triggers"), (&stack.dead_letters, "letters"), (&stack.group, "GROUP")]
-    {
+    for (name, short) in [
+        (&stack.campaigns, "campaigns"),
+        (&stack.triggers, "triggers"),
+        (&stack.dead_letters, "letters"),
+        (&stack.group, "GROUP"),
+    ] {
         text = text.replace(name.as_str(), short);
     }
     let mut at = 0;
@@ -151,7 +174,10 @@ fn repairs(stack: &Stack, flag: &str, says: &[&str]) -> String {
     }
     assert!(text.contains("WRONG") && text.contains("nothing was changed"), "{text}");
     let next = text.lines().find(|line| line.starts_with("next")).unwrap_or_else(|| panic!("no next command: {text}"));
-    assert!(next.contains(&format!("dinnerbell repair --config")) && next.contains(&format!("{flag} --execute")), "{next}");
+    assert!(
+        next.contains(&format!("dinnerbell repair --config")) && next.contains(&format!("{flag} --execute")),
+        "{next}"
+    );
     assert_eq!(everything(stack), before, "a dry run has changed something");
     let (code, text) = repair(stack, &[flag, "--execute"]);
     assert_eq!(code, 0, "{text}");

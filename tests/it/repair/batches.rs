@@ -24,7 +24,10 @@ fn is_sent_from_the_table(stack: &Stack, words: &str) {
     repairs(
         stack,
         "--resend-from-table",
-        &["60 rows are in \"public\".\"subscribers_feedback\", written by the transaction that stored the batch", "with 2 dead letters"],
+        &[
+            "60 rows are in \"public\".\"subscribers_feedback\", written by the transaction that stored the batch",
+            "with 2 dead letters",
+        ],
     );
     recovers(stack, 10);
     let letters = stack.read_dead_letters();
@@ -64,7 +67,10 @@ fn a_format_newer_than_this_binary() {
     stack.execute("UPDATE dinnerbell.parts SET format = 99");
     let (what, remedy) = halts(&stack);
     assert!(what.contains("has format 99, this binary reads up to 1"), "{what}");
-    assert!(remedy.contains("run the newer dinnerbell that wrote it") && remedy.contains("--resend-from-table"), "{remedy}");
+    assert!(
+        remedy.contains("run the newer dinnerbell that wrote it") && remedy.contains("--resend-from-table"),
+        "{remedy}"
+    );
     // An UPDATE of the row has taken its xmin away; the chunks still have it.
     repairs(&stack, "--resend-from-table", &["60 rows are in"]);
     recovers(&stack, 10);
@@ -112,7 +118,10 @@ fn the_parts_rows_are_gone_and_the_table_tells_what_was_in_them() {
         stack.execute(delete);
         assert_halts(
             &stack,
-            &["campaigns[0]: Postgres has output that Kafka's offset does not cover, and the stored batch of it is gone", "Found: Kafka offset 10"],
+            &[
+                "campaigns[0]: Postgres has output that Kafka's offset does not cover, and the stored batch of it is gone",
+                "Found: Kafka offset 10",
+            ],
             "--resend-from-table",
         );
         repairs(

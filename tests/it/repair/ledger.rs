@@ -30,9 +30,15 @@ fn all_progress_rows_deleted_beside_a_stored_batch() {
     stack.set("source", "start", "committed");
     produce(&stack, 0..30);
     dies_between_the_commits(&stack, 2);
+    let open = transactional_ids(&stack);
     stack.execute("DELETE FROM dinnerbell.progress");
-    assert_halts(&stack, &["the ledger has no progress of group GROUP, but Kafka holds offsets that it has committed"], "--adopt");
+    assert_halts(
+        &stack,
+        &["the ledger has no progress of group GROUP, but Kafka holds offsets that it has committed"],
+        "--adopt",
+    );
     repairs(&stack, "--adopt", &["goes on at", "`run` then sends its stored batch of"]);
+    time_out(&stack, &open);
     recovers(&stack, 30);
 }
 
@@ -47,8 +53,16 @@ fn a_dropped_ledger_is_made_again_from_the_group_s_offsets() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("were committed under the ledger ID, and there is none"), "{text}");
     assert_eq!(stack.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'dinnerbell'"), 0);
-    assert_halts(&stack, &["group GROUP has offsets in Kafka of a ledger that is not this one: theirs is ID, this one ID"], "--adopt");
-    repairs(&stack, "--adopt", &["every row of \"public\".\"subscribers_feedback\" is in triggers", "campaigns[0]: goes on at 10"]);
+    assert_halts(
+        &stack,
+        &["group GROUP has offsets in Kafka of a ledger that is not this one: theirs is ID, this one ID"],
+        "--adopt",
+    );
+    repairs(
+        &stack,
+        "--adopt",
+        &["every row of \"public\".\"subscribers_feedback\" is in triggers", "campaigns[0]: goes on at 10"],
+    );
     assert_ne!(stack.psql("SELECT job FROM dinnerbell.ledger"), job);
     produce(&stack, 30..60);
     recovers(&stack, 60);
@@ -59,7 +73,9 @@ fn a_dropped_ledger_with_a_batch_half_done_is_not_guessed_about() {
     let stack = stack("half");
     produce_to(&stack, 0..15, |_| 0);
     dies_between_the_commits(&stack, 1);
+    let open = transactional_ids(&stack);
     stack.execute("DROP SCHEMA dinnerbell CASCADE");
+    time_out(&stack, &open);
     let before = everything(&stack);
     for args in [&[][..], &["--adopt", "--execute"]] {
         let (code, text) = repair(&stack, args);
@@ -80,7 +96,11 @@ fn a_ledger_without_identity_gets_its_own_back() {
     dies_between_the_commits(&stack, 2);
     let job = stack.psql("SELECT job FROM dinnerbell.ledger");
     stack.execute("DELETE FROM dinnerbell.ledger");
-    assert_halts(&stack, &["the ledger in schema dinnerbell has lost its identity: its table ledger is empty"], "--adopt");
+    assert_halts(
+        &stack,
+        &["the ledger in schema dinnerbell has lost its identity: its table ledger is empty"],
+        "--adopt",
+    );
     repairs(&stack, "--adopt", &["the ledger gets its identity back"]);
     assert_eq!(stack.psql("SELECT job FROM dinnerbell.ledger"), job);
     recovers(&stack, 30);
@@ -109,7 +129,10 @@ impl Backup {
 
     fn sql(&self, sql: &str) {
         use std::process::Command;
-        crate::support::run(Command::new("psql").args([&self.admin, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql]), "");
+        crate::support::run(
+            Command::new("psql").args([&self.admin, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql]),
+            "",
+        );
     }
 }
 
@@ -125,14 +148,20 @@ fn a_restored_database_gets_its_rows_back_from_the_output_topic() {
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 300);
     assert_halts(
         &stack,
-        &["Kafka is ahead of the ledger, by this job's own commits: Postgres has lost commits (restored from a backup, or failed \
-           over). Found: Kafka offset 20", "ledger next_offset 5"],
+        &[
+            "Kafka is ahead of the ledger, by this job's own commits: Postgres has lost commits (restored from a backup, or failed \
+           over). Found: Kafka offset 20",
+            "ledger next_offset 5",
+        ],
         "--rebuild-table",
     );
     repairs(
         &stack,
         "--rebuild-table",
-        &["900 of the 1200 rows in triggers are not in \"public\".\"subscribers_feedback\"", "campaigns[2]: next_offset 5 becomes 20"],
+        &[
+            "900 of the 1200 rows in triggers are not in \"public\".\"subscribers_feedback\"",
+            "campaigns[2]: next_offset 5 becomes 20",
+        ],
     );
     LOAD.verify(&stack, 60);
     produce(&stack, 60..75);

@@ -13,16 +13,32 @@ fn an_offset_set_by_an_operator_is_put_back() {
     assert_eq!(next, 10);
     let ours = offsets(&stack)[&1].1.clone();
     for (offset, metadata, words) in [
-        (4, "", "the group's offset was not committed by this job: somebody has reset it. Found: Kafka offset 4 (\"\"); ledger next_offset 10"),
-        (10, "", "the group's offset was not committed by this job: somebody has reset it. Found: Kafka offset 10 (\"\"); ledger next_offset 10"),
-        (2, OTHER, "the group's offset was committed by another job, whose ledger is ID: two jobs share the group. Found: Kafka offset 2"),
+        (
+            4,
+            "",
+            "the group's offset was not committed by this job: somebody has reset it. Found: Kafka offset 4 (\"\"); ledger next_offset 10",
+        ),
+        (
+            10,
+            "",
+            "the group's offset was not committed by this job: somebody has reset it. Found: Kafka offset 10 (\"\"); ledger next_offset 10",
+        ),
+        (
+            2,
+            OTHER,
+            "the group's offset was committed by another job, whose ledger is ID: two jobs share the group. Found: Kafka offset 2",
+        ),
     ] {
         set_offset(&stack, 1, offset, metadata);
         assert_halts(&stack, &[&format!("campaigns[1]: {words}")], "--offsets");
         let told = repairs(
             &stack,
             "--offsets",
-            &["no stored batch waits", &format!("campaigns[1]: Kafka's offset {offset} becomes 10"), "--offsets --execute"],
+            &[
+                "no stored batch waits",
+                &format!("campaigns[1]: Kafka's offset {offset} becomes 10"),
+                "--offsets --execute",
+            ],
         );
         assert!(told.contains("becomes 10"), "{told}");
         assert_eq!(offsets(&stack)[&1], (10, ours.clone()));
@@ -59,7 +75,9 @@ fn a_stored_batch_without_an_offset_is_looked_for_in_the_output_topic() {
     assert!(waiting > 0);
     assert_halts(
         &stack,
-        &["the group's offset is gone (expired, or the group was deleted), and a stored batch waits for its Kafka commit. Found: no Kafka offset"],
+        &[
+            "the group's offset is gone (expired, or the group was deleted), and a stored batch waits for its Kafka commit. Found: no Kafka offset",
+        ],
         "--offsets",
     );
     let before = stack.read_triggers().len();
@@ -107,6 +125,8 @@ fn nothing_is_repaired_under_a_running_job() {
     let (code, text) = repair(&stack, &["--offsets", "--execute"]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("nothing was changed"), "{text}");
+    let clean = "SELECT count(*) FROM dinnerbell.parts";
+    wait_until("confirmed batches are deleted", PATIENCE, || stack.number(clean) == 0);
     // Something is wrong that the running job has not noticed yet.
     stack.execute("INSERT INTO dinnerbell.progress SELECT cluster_id, group_id, 'another', partition, topic, 0, 0, 0, '', NULL, now() FROM dinnerbell.progress");
     let before = everything(&stack);

@@ -23,14 +23,13 @@ fn retention_that_has_passed_the_job_is_accepted_and_nothing_more_is_lost() {
     delete_records(&stack, 0, 14);
     assert_halts(
         &stack,
-        &["campaigns[0]: Kafka's retention has passed the job: messages are gone that it had not read. Found: Kafka offset 10", "the topic holds [14, 20)"],
+        &[
+            "campaigns[0]: Kafka's retention has passed the job: messages are gone that it had not read. Found: Kafka offset 10",
+            "the topic holds [14, 20)",
+        ],
         "--accept-lost-messages",
     );
-    repairs(
-        &stack,
-        "--accept-lost-messages",
-        &["campaigns[0]: gives up 4 offsets, [10, 14): next_offset becomes 14"],
-    );
+    repairs(&stack, "--accept-lost-messages", &["campaigns[0]: gives up 4 offsets, [10, 14): next_offset becomes 14"]);
     delivers(&stack, 16);
     assert_eq!(campaigns_in_table(&stack), ids((0..10).chain(14..20)));
     assert_eq!(stack.read_triggers().len(), 16 * LOAD.subscribers);
@@ -63,16 +62,27 @@ fn an_input_topic_made_anew_while_the_job_was_stopped() {
     assert_eq!(next_offset(&stack, 0), 10);
     delete_topic(&stack, &stack.campaigns);
     let (what, remedy) = halts(&stack);
-    assert!(what.contains("topic campaigns does not exist in Kafka") && remedy.contains("dinnerbell init"), "{what} {remedy}");
+    assert!(
+        what.contains("topic campaigns does not exist in Kafka") && remedy.contains("dinnerbell init"),
+        "{what} {remedy}"
+    );
     let (code, text) = repair(&stack, &[]);
     assert!(code == 1 && text.contains("`dinnerbell init` creates it"), "{text}");
     Job::run(&stack, &["init"]);
     produce_to(&stack, 10..20, |_| 0);
-    assert_halts(&stack, &["topic campaigns was deleted and made anew: the ledger knows the one with id "], "--new-topic");
+    assert_halts(
+        &stack,
+        &["topic campaigns was deleted and made anew: the ledger knows the one with id "],
+        "--new-topic",
+    );
     repairs(
         &stack,
         "--new-topic",
-        &["1 stored batches of the old one, with 100 rows", "none of its 100 rows and 0 dead letters are in the topics: it is sent", "campaigns[0]: begins at 0"],
+        &[
+            "1 stored batches of the old one, with 100 rows",
+            "none of its 100 rows and 0 dead letters are in the topics: it is sent",
+            "campaigns[0]: begins at 0",
+        ],
     );
     recovers(&stack, 20);
     let kept = "SELECT (jsonb_array_length(kept->'progress') || ' ' || jsonb_array_length(kept->'parts')) FROM dinnerbell.repairs";
@@ -164,7 +174,10 @@ fn a_ledger_beyond_the_topic_s_end() {
     set_offset(&stack, 0, 17, &metadata);
     assert_halts(
         &stack,
-        &["campaigns[0]: the ledger stands beyond the topic's end: Kafka has lost records that it had acknowledged. Found: Kafka offset 17", "the topic holds [0, 10)"],
+        &[
+            "campaigns[0]: the ledger stands beyond the topic's end: Kafka has lost records that it had acknowledged. Found: Kafka offset 17",
+            "the topic holds [0, 10)",
+        ],
         "--accept-lost-messages",
     );
     repairs(&stack, "--accept-lost-messages", &["campaigns[0]: next_offset 17 becomes 10, the topic's end"]);
