@@ -10,7 +10,7 @@
 //!           dead_letter
 //! ```
 //!
-//! [`job`] alone joins the parts; [`ledger`] states the delivery promise and the protocol that keeps it.
+//! [`job`] alone joins the parts, and [`repair`] what is left of them when a job has halted; [`ledger`] states the delivery promise and the protocol that keeps it.
 
 mod steps;
 #[cfg(test)]
@@ -37,6 +37,7 @@ pub mod ledger;
 pub mod sink;
 
 pub mod job;
+pub mod repair;
 
 pub mod cli;
 pub mod demo;

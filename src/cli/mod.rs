@@ -3,6 +3,7 @@
 mod check;
 mod init;
 mod preview;
+mod repair;
 mod report;
 mod signals;
 
@@ -40,6 +41,8 @@ pub enum Command {
     Preview(Preview),
     /// Create what is missing: topics, tables, the ledger
     Init(Init),
+    /// Say what keeps the job from running, and put it right; without --execute nothing is changed
+    Repair(RepairArgs),
     /// See it work: an in-process broker, a private Postgres, and a trickle of campaigns
     Demo(Demo),
 }
@@ -99,6 +102,40 @@ pub struct Init {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("repair").multiple(true).args([
+    "accept_lost_messages", "new_topic", "offsets", "rebuild_table", "adopt", "resend_from_table",
+])))]
+pub struct RepairArgs {
+    /// Retention has passed the job: give up the messages that are gone
+    #[arg(long)]
+    pub accept_lost_messages: bool,
+
+    /// The input topic was deleted and made anew: read the new one from its beginning
+    #[arg(long)]
+    pub new_topic: bool,
+
+    /// The group's offsets were reset or deleted: put them back, after a look into the output topic
+    #[arg(long)]
+    pub offsets: bool,
+
+    /// Postgres was restored to an older state: insert the rows that only the output topic has
+    #[arg(long)]
+    pub rebuild_table: bool,
+
+    /// Rows of the ledger, or all of it, are gone: go on from Kafka's offsets
+    #[arg(long)]
+    pub adopt: bool,
+
+    /// A stored batch is unreadable or gone: send its rows from the sink table
+    #[arg(long)]
+    pub resend_from_table: bool,
+
+    /// Do it, instead of saying what would be done
+    #[arg(long, requires = "repair")]
+    pub execute: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Demo {
     /// Stop after the last campaign, and verify that both sinks hold the same rows
     #[arg(long)]
@@ -131,6 +168,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Preview(asked) => preview::run(config()?, asked).await,
         Command::Init(Init { print: true }) => init::print(&config()?),
         Command::Init(_) => init::run(config()?).await,
+        Command::Repair(args) => repair::run(config()?, file, args).await,
         // Needs no settings: a file that is meant for other places must not keep it from starting.
         Command::Demo(options) => show(&options, file).await,
     }

@@ -31,6 +31,8 @@ fn help_of_the_whole() {
       check    Prove settings, SQL, topics, table and rights, without moving an offset
       preview  Show what the SQL makes of campaigns; nothing is written anywhere
       init     Create what is missing: topics, tables, the ledger
+      repair   Say what keeps the job from running, and put it right; without --execute nothing is
+               changed
       demo     See it work: an in-process broker, a private Postgres, and a trickle of campaigns
       help     Print this message or the help of the given subcommand(s)
 

@@ -9,6 +9,7 @@ pub(crate) mod output;
 mod progress;
 mod refusal;
 mod stream;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::sink::table::TableShape;
 use crate::source::Source;
 use crate::telemetry::{Health, Telemetry, metrics};
 
+pub use engine::Engine;
 use lane::Lane;
 use setup::{Mission, Topics};
 
@@ -80,6 +82,7 @@ async fn ring(config: &Arc<Config>, mission: &Mission, health: &Health, stop: &C
         };
         lanes.spawn(lane.run());
     }
+    lanes.spawn(watch::topics(config.clone(), ready.ledger.clone(), stop.clone()));
     announce(config, &ready);
     let result = join(lanes, stop).await;
     refresher.abort();

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::engine::Engine;
 use super::progress::LoadProgress;
@@ -18,6 +17,9 @@ use crate::encode::conform::Conform;
 use crate::encode::copy;
 use crate::error::{Error, Result};
 use crate::kafka::{self, Asker};
+use crate::ledger::ailment::ledger_lost;
+use crate::ledger::claim::read_group_offsets;
+use crate::ledger::decide;
 use crate::ledger::store::{self, Ledger};
 use crate::lookup::{self, LookupKeys, LookupSet, Lookups};
 use crate::postgres::{self, Connection};
@@ -278,8 +280,11 @@ pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &T
     )
     .await?;
     if ledger.registered(postgres).await?.is_empty() {
-        let (asked, count) = (config.clone(), topics.partitions);
-        let starts = kafka::blocking(move || first_offsets(&asked, count)).await?;
+        if ledger.has_parts(postgres).await? {
+            return Err(ledger_lost(&source.group_id, &ledger.job, &ledger.job));
+        }
+        let (asked, count, job) = (config.clone(), topics.partitions, ledger.job.clone());
+        let starts = kafka::blocking(move || first_offsets(&asked, count, Some(&job))).await?;
         ledger.register(postgres, &starts).await?;
         tracing::info!(
             group = source.group_id,
@@ -291,33 +296,9 @@ pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &T
     Ok(ledger)
 }
 
-/// The group's offsets. A broker that has just become the group's coordinator, or is to become it, needs a moment.
-fn committed_offsets(consumer: &BaseConsumer, group: &str, asked: TopicPartitionList) -> Result<TopicPartitionList> {
-    use rdkafka::error::RDKafkaErrorCode as Code;
-    let deadline = Instant::now() + kafka::CALL_TIMEOUT;
-    loop {
-        let error = match consumer.committed_offsets(asked.clone(), kafka::CALL_TIMEOUT) {
-            Ok(found) => return Ok(found),
-            Err(error) => error,
-        };
-        let settles = matches!(
-            error.rdkafka_error_code(),
-            Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
-        );
-        if !settles || Instant::now() > deadline {
-            return Err(Error::kafka(format!("reading the offsets of group {group}"))(error));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// Where each partition starts, by `[source] start`. Blocks; joins no group and commits nothing.
-///
-/// # Errors
-/// As for [`open_ledger`].
-pub fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>> {
-    let topic = &config.source.topic;
-    let consumer: BaseConsumer = kafka::client_config(
+/// A consumer that asks for the group's offsets and never joins it.
+pub fn group_reader(config: &Config) -> Result<BaseConsumer> {
+    kafka::client_config(
         &config.source.kafka,
         &[
             ("group.id", &config.source.group_id),
@@ -326,26 +307,25 @@ pub fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>
         ],
     )
     .create()
-    .map_err(Error::kafka("creating a consumer from [kafka] and [source.kafka]"))?;
-    let mut asked = TopicPartitionList::new();
-    for partition in 0..partitions {
-        asked.add_partition(topic, partition);
+    .map_err(Error::kafka("creating a consumer from [kafka] and [source.kafka]"))
+}
+
+/// Where each partition starts, by `[source] start`. Blocks; joins no group and commits nothing. `job` is the ledger's
+/// id, if there is a ledger.
+///
+/// # Errors
+/// As for [`open_ledger`].
+pub fn first_offsets(config: &Config, partitions: i32, job: Option<&str>) -> Result<Vec<(i32, i64)>> {
+    let (topic, group) = (&config.source.topic, &config.source.group_id);
+    let consumer = group_reader(config)?;
+    let committed = read_group_offsets(&consumer, topic, &(0..partitions).collect::<Vec<_>>())?;
+    // Whatever the settings say: these offsets are half of a state whose other half was in a ledger.
+    if let Some(writer) = committed.values().find_map(|kafka| decide::writer(&kafka.metadata)) {
+        return Err(ledger_lost(group, job.unwrap_or("not there yet"), writer));
     }
-    let committed = committed_offsets(&consumer, &config.source.group_id, asked)?;
-    for element in committed.elements() {
-        element.error().map_err(Error::kafka(format!("reading the offsets of group {}", config.source.group_id)))?;
-    }
-    let committed: BTreeMap<i32, i64> = committed
-        .elements()
-        .iter()
-        .filter_map(|element| match element.offset() {
-            Offset::Offset(offset) => Some((element.partition(), offset)),
-            _ => None,
-        })
-        .collect();
     if !committed.is_empty() && config.source.start != Start::Committed {
         return Err(Error::Halt {
-            what: format!("group {} has offsets in Kafka, but the ledger knows nothing of it", config.source.group_id),
+            what: format!("group {group} has offsets in Kafka, but the ledger knows nothing of it"),
             remedy: "if another job left them and this one shall go on from there, set [source] start = \"committed\"; otherwise \
                      choose another [source] group_id. If this job had a ledger, find out where it went first"
                 .into(),
@@ -359,7 +339,7 @@ pub fn first_offsets(config: &Config, partitions: i32) -> Result<Vec<(i32, i64)>
             let start = match config.source.start {
                 Start::Earliest => low,
                 Start::Latest => high,
-                Start::Committed => committed.get(&partition).copied().unwrap_or(low),
+                Start::Committed => committed.get(&partition).map_or(low, |kafka| kafka.offset),
             };
             Ok((partition, start))
         })

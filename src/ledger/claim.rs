@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
-use super::decide::{Decision, KafkaOffset, Seen, decide};
+use super::ailment::{row_missing, topic_anew};
+use super::decide::{Decision, KafkaOffset, Seen, decide, is_of};
 use super::replay;
 use super::store::{Claimed, Ledger, PartHead, Step, prepare_session};
 use crate::config::Config;
@@ -169,7 +172,7 @@ pub fn offsets_of(steps: &[Step]) -> Vec<OffsetCommit> {
         .collect()
 }
 
-async fn commit_offsets(
+pub async fn commit_offsets(
     producer: Arc<Producer>,
     topic: String,
     offsets: Vec<OffsetCommit>,
@@ -189,8 +192,19 @@ async fn commit_offsets(
 /// # Errors
 /// [`Error::Halt`] for what the ledger cannot explain; what the servers say otherwise.
 pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMetadata>) -> Result<Tenure> {
-    let ledger = claimant.ledger.clone();
     check_topic(claimant).await?;
+    let (mut tenure, seen) = seize(claimant, partitions, group).await?;
+    mend(claimant, &mut tenure, seen).await?;
+    Ok(tenure)
+}
+
+/// (a) to (d) of a claim: nobody else can write for the partitions any more, and this is what there is.
+async fn seize(
+    claimant: &Claimant,
+    partitions: &[i32],
+    group: Arc<GroupMetadata>,
+) -> Result<(Tenure, Vec<(i32, Seen)>)> {
+    let ledger = claimant.ledger.clone();
     let [first, second] = &claimant.transactional_ids;
     let (a, b) = tokio::try_join!(open(claimant, first), open(claimant, second))?;
     let postgres = postgres::connect(&claimant.config.postgres, "dinnerbell").await?;
@@ -198,18 +212,17 @@ pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMeta
     register_new(claimant, &postgres, partitions).await?;
     let claimed = ledger.take(&postgres, partitions, &claimant.transactional_ids).await?;
     if claimed.len() != partitions.len() {
-        return Err(Error::Halt {
-            what: format!("the ledger lost rows of {} while they were claimed", ledger.topic),
-            remedy: "rows of the ledger's progress table were deleted by hand: restore them".into(),
-        });
+        let why = format!("{} of {} claimed partitions have a row", claimed.len(), partitions.len());
+        return Err(row_missing(&ledger.topic, &why));
     }
     crate::step!("S13");
-    fence_last_owners(claimant, &claimed).await?;
+    let theirs = claimed.iter().flat_map(|claimed| claimed.last_owner.iter().cloned()).collect();
+    fence(claimant, theirs).await?;
     let epochs: Vec<(i32, i64)> = claimed.iter().map(|claimed| (claimed.partition, claimed.progress.epoch)).collect();
     // Nothing of the last owners can be open any more, so the note of their ids has done its work.
     ledger.settle(&postgres, &epochs, &claimant.transactional_ids).await?;
     crate::step!("S14");
-    let mut tenure = Tenure {
+    let tenure = Tenure {
         held: claimed.iter().map(|claimed| (claimed.partition, Held::of(claimed))).collect(),
         postgres,
         ledger: ledger.clone(),
@@ -219,11 +232,11 @@ pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMeta
         turn: 0,
     };
     let seen = look(claimant, claimed).await?;
-    mend(&mut tenure, seen).await?;
-    Ok(tenure)
+    Ok((tenure, seen))
 }
 
-async fn open(claimant: &Claimant, id: &str) -> Result<Producer> {
+/// A producer under one of the lane's ids, or under a namesake's: that one is fenced by it.
+pub async fn open(claimant: &Claimant, id: &str) -> Result<Producer> {
     let (properties, id) = (claimant.producer.clone(), id.to_owned());
     kafka::blocking(move || Producer::open(&properties, &id)).await
 }
@@ -232,30 +245,45 @@ async fn open(claimant: &Claimant, id: &str) -> Result<Producer> {
 async fn check_topic(claimant: &Claimant) -> Result<()> {
     let (consumer, ledger) = (claimant.consumer.clone(), claimant.ledger.clone());
     let id = kafka::blocking(move || kafka::topic_id(consumer.client(), &ledger.topic)).await?;
-    if id == claimant.ledger.topic_id {
-        return Ok(());
-    }
-    Err(Error::Halt {
-        what: format!("topic {} was deleted and made anew while the job was running", claimant.ledger.topic),
-        remedy: "start the job again: it says what the ledger holds of the old topic, and what to do with it".into(),
-    })
+    let ledger = &claimant.ledger;
+    if id == ledger.topic_id { Ok(()) } else { Err(topic_anew(&ledger.topic, &ledger.topic_id, &id)) }
 }
 
 /// Registers partitions that were added to the topic after the first start: they start at their beginning.
+///
+/// # Errors
+/// [`Error::Halt`] where a partition is not new: it had a row, and somebody has deleted it.
 async fn register_new(claimant: &Claimant, postgres: &Connection, partitions: &[i32]) -> Result<()> {
-    let known: BTreeSet<i32> = claimant.ledger.registered(postgres).await?.into_iter().collect();
+    let ledger = &claimant.ledger;
+    let known: BTreeSet<i32> = ledger.registered(postgres).await?.into_iter().collect();
     let new: Vec<i32> = partitions.iter().copied().filter(|partition| !known.contains(partition)).collect();
     if new.is_empty() {
         return Ok(());
     }
-    let marks = watermarks(claimant, new).await?;
+    let offsets = group_offsets(claimant, new.clone()).await?;
+    for partition in &new {
+        let place = format!("{}[{partition}]", ledger.topic);
+        if let Some(kafka) = offsets.get(partition).filter(|kafka| is_of(&ledger.job, &kafka.metadata)) {
+            return Err(row_missing(&place, &format!("Kafka offset {} ({:?})", kafka.offset, kafka.metadata)));
+        }
+        // Kafka numbers partitions in the order in which they are added.
+        if let Some(last) = known.last().filter(|last| *last > partition) {
+            return Err(row_missing(&place, &format!("partition {last} was registered, and this one is older")));
+        }
+    }
+    let marks = watermarks(&claimant.consumer, &ledger.topic, new).await?;
     let starts: Vec<(i32, i64)> = marks.iter().map(|(&partition, &(low, _))| (partition, low)).collect();
     tracing::info!(?starts, "registering partitions that were added to the topic");
-    claimant.ledger.register(postgres, &starts).await
+    ledger.register(postgres, &starts).await
 }
 
-async fn watermarks(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTreeMap<i32, (i64, i64)>> {
-    let (consumer, topic) = (claimant.consumer.clone(), claimant.ledger.topic.clone());
+/// First and last offset of each partition.
+pub async fn watermarks<C: ConsumerContext + 'static>(
+    consumer: &Arc<BaseConsumer<C>>,
+    topic: &str,
+    partitions: Vec<i32>,
+) -> Result<BTreeMap<i32, (i64, i64)>> {
+    let (consumer, topic) = (consumer.clone(), topic.to_owned());
     kafka::blocking(move || {
         partitions
             .into_iter()
@@ -272,12 +300,8 @@ async fn watermarks(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTreeMa
 
 /// Aborts at once whatever the last owners have open, so that no reader waits for a timeout and nothing of theirs can
 /// be committed any more.
-async fn fence_last_owners(claimant: &Claimant, claimed: &[Claimed]) -> Result<()> {
-    let theirs: BTreeSet<String> = claimed
-        .iter()
-        .flat_map(|claimed| claimed.last_owner.iter().cloned())
-        .filter(|id| !claimant.transactional_ids.contains(id))
-        .collect();
+pub async fn fence(claimant: &Claimant, theirs: BTreeSet<String>) -> Result<()> {
+    let theirs = theirs.into_iter().filter(|id| !claimant.transactional_ids.contains(id));
     let fencing = futures::stream::iter(theirs).map(|id| async move { open(claimant, &id).await.map(drop) });
     fencing.buffer_unordered(FENCED_AT_ONCE).try_collect().await
 }
@@ -285,7 +309,7 @@ async fn fence_last_owners(claimant: &Claimant, claimed: &[Claimed]) -> Result<(
 async fn look(claimant: &Claimant, claimed: Vec<Claimed>) -> Result<Vec<(i32, Seen)>> {
     let partitions: Vec<i32> = claimed.iter().map(|claimed| claimed.partition).collect();
     let mut offsets = group_offsets(claimant, partitions.clone()).await?;
-    let marks = watermarks(claimant, partitions).await?;
+    let marks = watermarks(&claimant.consumer, &claimant.ledger.topic, partitions).await?;
     Ok(claimed
         .into_iter()
         .map(|Claimed { partition, progress, parts, .. }| {
@@ -295,31 +319,85 @@ async fn look(claimant: &Claimant, claimed: Vec<Claimed>) -> Result<Vec<(i32, Se
         .collect())
 }
 
-/// The group's committed offsets, stable: under `isolation.level=read_committed` the broker answers only once no
-/// transaction that touches them is open.
 async fn group_offsets(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTreeMap<i32, KafkaOffset>> {
     let (consumer, topic) = (claimant.consumer.clone(), claimant.ledger.topic.clone());
+    kafka::blocking(move || read_group_offsets(&consumer, &topic, &partitions)).await
+}
+
+/// The group's committed offsets, stable: under `isolation.level=read_committed` the broker answers only once no
+/// transaction that touches them is open. Blocks.
+pub fn read_group_offsets<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<BTreeMap<i32, KafkaOffset>> {
+    let mut asked = TopicPartitionList::new();
+    for partition in partitions {
+        asked.add_partition(topic, *partition);
+    }
+    let doing = || format!("reading the group's committed offsets of {topic}");
+    let found = committed_offsets(consumer, asked).map_err(Error::kafka(doing()))?;
+    let mut offsets = BTreeMap::new();
+    for element in found.elements() {
+        element.error().map_err(Error::kafka(doing()))?;
+        if let Offset::Offset(offset) = element.offset() {
+            offsets.insert(element.partition(), KafkaOffset { offset, metadata: element.metadata().to_owned() });
+        }
+    }
+    Ok(offsets)
+}
+
+/// A broker that has just become the group's coordinator, or is to become it, needs a moment.
+fn committed_offsets<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    asked: TopicPartitionList,
+) -> Result<TopicPartitionList, KafkaError> {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    let deadline = Instant::now() + kafka::CALL_TIMEOUT;
+    loop {
+        let error = match consumer.committed_offsets(asked.clone(), kafka::CALL_TIMEOUT) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let settles = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+        );
+        if !settles || Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A stored batch that waits for a topic that is gone would wait for ever.
+async fn check_topics_of(claimant: &Claimant, parts: &[PartHead]) -> Result<()> {
+    let wanted = |part: &PartHead| {
+        let rows = (part.rows > 0).then(|| part.output_topic.clone());
+        rows.into_iter().chain((part.letters > 0).then(|| part.letter_topic.clone())).collect::<Vec<_>>()
+    };
+    let topics: BTreeSet<String> = parts.iter().flat_map(wanted).collect();
+    let consumer = claimant.consumer.clone();
     kafka::blocking(move || {
-        let mut asked = TopicPartitionList::new();
-        for partition in partitions {
-            asked.add_partition(&topic, partition);
+        for topic in &topics {
+            kafka::partition_count(consumer.client(), topic).map_err(|error| match error {
+                Error::Halt { what, .. } => Error::Halt {
+                    what: format!("a stored batch waits for its topic: {what}"),
+                    remedy: format!(
+                        "create {topic} again (`dinnerbell init` does, if it is the one in the settings) and start the \
+                         job: it sends the batch. What readers had of the old topic is not sent again"
+                    ),
+                },
+                error => error,
+            })?;
         }
-        let doing = || format!("reading the group's committed offsets of {topic}");
-        let found = consumer.committed_offsets(asked, kafka::CALL_TIMEOUT).map_err(Error::kafka(doing()))?;
-        let mut offsets = BTreeMap::new();
-        for element in found.elements() {
-            element.error().map_err(Error::kafka(doing()))?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert(element.partition(), KafkaOffset { offset, metadata: element.metadata().to_owned() });
-            }
-        }
-        Ok(offsets)
+        Ok(())
     })
     .await
 }
 
 /// Carries out what [`decide`] says for each partition: stored parts are sent again, then offsets caught up.
-async fn mend(tenure: &mut Tenure, seen: Vec<(i32, Seen)>) -> Result<()> {
+async fn mend(claimant: &Claimant, tenure: &mut Tenure, seen: Vec<(i32, Seen)>) -> Result<()> {
     let mut parts: Vec<PartHead> = Vec::new();
     let mut offsets = Vec::new();
     for (partition, seen) in &seen {
@@ -349,6 +427,7 @@ async fn mend(tenure: &mut Tenure, seen: Vec<(i32, Seen)>) -> Result<()> {
     if offsets.is_empty() {
         return Ok(());
     }
+    check_topics_of(claimant, &parts).await?;
     let producer = tenure.producer();
     replay::emit(&tenure.ledger, &tenure.postgres, producer, &parts, offsets, tenure.group.clone()).await?;
     tenure.take_turns();

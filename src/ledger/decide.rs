@@ -1,7 +1,8 @@
 //! What a claim finds and what it means. Pure: the table of the protocol, row by row.
 
+use super::ailment::Ailment;
 use super::store::{PartHead, Progress};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What Kafka holds for the group in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,15 @@ pub struct Seen {
     pub high: i64,
 }
 
+impl Seen {
+    /// The stored batches that Kafka's offset does not vouch for: all of them where it is absent or not this job's.
+    pub fn unconfirmed(&self, job: &str) -> Vec<PartHead> {
+        let vouches = |kafka: &&KafkaOffset| is_of(job, &kafka.metadata);
+        let upto = self.kafka.as_ref().filter(vouches).map_or(i64::MIN, |kafka| kafka.offset);
+        self.parts.iter().filter(|part| part.to > upto).cloned().collect()
+    }
+}
+
 /// What the claim does before it resumes at the ledger's `next_offset`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -33,106 +43,83 @@ pub enum Decision {
     Reemit(PartHead),
 }
 
+/// As [`diagnose`], with an error that a person can act on.
+///
+/// # Errors
+/// [`crate::Error::Halt`] with what was found and the way out.
+pub fn decide(place: &str, job: &str, seen: &Seen) -> Result<Decision> {
+    diagnose(job, seen).map_err(|ailment| ailment.halt(place, seen))
+}
+
 /// Decides by the protocol's table, with C = Kafka's offset, N = `next_offset`, L = `last_output_to`:
 ///
 /// | seen | decision |
 /// |---|---|
-/// | N below the first or above the last offset of the topic | halt |
+/// | N above the last offset of the topic | halt |
 /// | C = N | resume |
 /// | L <= C < N, no stored part beyond C | commit N, resume |
 /// | C = `from` of the one stored part beyond C, metadata names the commit before it | re-emit it |
 /// | C absent, nothing stored | commit N, resume, say so |
 /// | C = N, nothing was ever committed under the ledger | commit N, resume: `start = "committed"` took the offset over |
+/// | metadata missing or of another job; C absent with something stored | halt: the offset was reset |
 /// | C > N | halt: Postgres has lost commits |
-/// | anything else: C absent with something stored, C < L, metadata missing or of another job | halt |
-///
-/// # Errors
-/// [`Error::Halt`] with what was found and the way out.
-pub fn decide(place: &str, job: &str, seen: &Seen) -> Result<Decision> {
-    let next = seen.progress.next_offset;
-    if next < seen.low || next > seen.high {
-        return Err(outside_the_topic(place, seen));
+/// | C < L and nothing stored | halt: the stored batch is gone |
+/// | none of these halts, and N below the first offset of the topic | halt: retention has passed |
+pub fn diagnose(job: &str, seen: &Seen) -> Result<Decision, Ailment> {
+    if seen.progress.next_offset > seen.high {
+        return Err(Ailment::BeyondEnd);
     }
+    let decision = compare(job, seen)?;
+    // Last, because it is the one that costs messages: whatever else is wrong is put right before.
+    if seen.progress.next_offset < seen.low { Err(Ailment::RetentionPassed) } else { Ok(decision) }
+}
+
+/// The rows of the table that compare ledger and group offset, whatever the topic still holds.
+pub fn compare(job: &str, seen: &Seen) -> Result<Decision, Ailment> {
+    let next = seen.progress.next_offset;
     let Some(kafka) = &seen.kafka else {
         if seen.parts.is_empty() {
             return Ok(Decision::CommitOffset {
                 because: Some("Kafka held no offset for the group, and nothing was unconfirmed"),
             });
         }
-        return Err(halt(
-            place,
-            seen,
-            "Kafka holds no offset for the group, but a stored batch waits for its Kafka commit",
-            RESET,
-        ));
+        return Err(Ailment::OffsetAbsent);
     };
-    if kafka.offset > next {
-        return Err(halt(place, seen, "Kafka's offset is ahead of the ledger: Postgres has lost commits", RESTORED));
-    }
     if seen.progress.is_new(job) && seen.parts.is_empty() && kafka.offset == next {
         return Ok(Decision::CommitOffset { because: Some("the group's offset is taken over") });
     }
-    if !kafka.metadata.starts_with(&format!("{job};")) {
-        return Err(halt(place, seen, "Kafka's offset was not committed by this ledger's job", RESET));
+    if !is_of(job, &kafka.metadata) {
+        return Err(match writer(&kafka.metadata) {
+            Some(other) => Ailment::OtherJob(other.to_owned()),
+            None => Ailment::OffsetReset,
+        });
+    }
+    if kafka.offset > next {
+        return Err(if seen.progress.is_new(job) { Ailment::RowMissing } else { Ailment::KafkaAhead });
     }
     let beyond: Vec<&PartHead> = seen.parts.iter().filter(|part| part.to > kafka.offset).collect();
     match beyond.as_slice() {
         [] if kafka.offset == next => Ok(Decision::Resume),
         [] if kafka.offset >= seen.progress.last_output_to => Ok(Decision::CommitOffset { because: None }),
-        [] => Err(halt(place, seen, "Kafka's offset lies before output that is already confirmed", RESET)),
+        [] => Err(Ailment::BatchMissing),
         [part] if part.from == kafka.offset && part.to == next && part.previous_metadata == kafka.metadata => {
             Ok(Decision::Reemit((*part).clone()))
         }
-        [_] => Err(halt(place, seen, "Kafka's offset is not the one before the stored batch", RESET)),
-        _ => Err(halt(place, seen, "more than one stored batch waits for its Kafka commit", UNKNOWN)),
+        _ => Err(Ailment::OffsetElsewhere),
     }
 }
 
-const RESET: &str = "somebody reset or deleted the group's offsets, they expired, or another job uses the group; find out which, \
-    and stop the other job if there is one. Change nothing in the ledger before you know whether readers of the output topic \
-    have the stored batch: its rows are in the sink table, so look for one of them in the topic (read_committed). Only a batch \
-    that is there may have its rows deleted from the ledger's parts and chunks tables; one that is not has to be sent first";
-const RESTORED: &str = "Postgres was restored from a backup or failed over without its last commits. Rows after the ledger's \
-    next_offset are in the output topic but not in the table: restore a newer state, or rebuild the rows from the topic \
-    before the group's offset is set back";
-const UNKNOWN: &str = "please report it, with the rows of the ledger's progress and parts tables";
-
-fn halt(place: &str, seen: &Seen, what: &str, remedy: &str) -> Error {
-    let kafka = match &seen.kafka {
-        Some(kafka) => format!("Kafka offset {} ({:?})", kafka.offset, kafka.metadata),
-        None => "no Kafka offset".into(),
-    };
-    let stored: Vec<String> = seen.parts.iter().map(|part| format!("[{}, {})", part.from, part.to)).collect();
-    Error::Halt {
-        what: format!(
-            "{place}: {what}. Found: {kafka}; ledger next_offset {}, last_output_to {}; stored batches: {}",
-            seen.progress.next_offset,
-            seen.progress.last_output_to,
-            if stored.is_empty() { "none".into() } else { stored.join(", ") },
-        ),
-        remedy: remedy.into(),
-    }
+/// Whether an offset with this metadata was committed under the ledger `job`.
+pub fn is_of(job: &str, metadata: &str) -> bool {
+    metadata.strip_prefix(job).is_some_and(|rest| rest.starts_with(';'))
 }
 
-fn outside_the_topic(place: &str, seen: &Seen) -> Error {
-    let next = seen.progress.next_offset;
-    let (what, remedy) = if next < seen.low {
-        (
-            format!(
-                "Kafka's retention has passed the job: the ledger stands at {next}, the topic begins at {}",
-                seen.low
-            ),
-            "the messages between are gone. If that is acceptable, set next_offset in the ledger's progress table to the \
-             topic's first offset while the job is stopped",
-        )
-    } else {
-        (
-            format!("the ledger stands at {next}, beyond the topic's end at {}", seen.high),
-            "Kafka has lost records that it had acknowledged, or the topic was made anew under the same id; find out which \
-             before the ledger is changed",
-        )
-    };
-    Error::Halt { what: format!("{place}: {what}"), remedy: remedy.into() }
+/// The ledger under which an offset was committed, if its metadata is one of dinnerbell's: `job;epoch;commit`.
+pub fn writer(metadata: &str) -> Option<&str> {
+    let mut fields = metadata.split(';');
+    let (job, epoch, commit) = (fields.next()?, fields.next()?, fields.next()?);
+    let is_id = |text: &str| uuid::Uuid::try_parse(text).is_ok();
+    (fields.next().is_none() && is_id(job) && epoch.parse::<i64>().is_ok() && is_id(commit)).then_some(job)
 }
 
 #[cfg(test)]
@@ -150,6 +137,8 @@ mod tests {
             high: 1_000,
         }
     }
+
+    const OTHER: &str = "0b0b0b0b-0000-4000-8000-000000000001;3;0b0b0b0b-0000-4000-8000-000000000002";
 
     fn decision(seen: &Seen) -> Result<Decision, String> {
         decide("campaigns[0]", "job", seen).map_err(|error| error.to_string())
@@ -180,19 +169,49 @@ mod tests {
     #[test]
     fn what_the_ledger_cannot_explain_halts() {
         for (seen, says) in [
-            (seen(50, 50, Some((60, "job;3;b")), &[]), "ahead of the ledger"),
-            (seen(50, 50, Some((40, "job;3;a")), &[]), "before output that is already confirmed"),
-            (seen(50, 40, Some((50, "")), &[]), "not committed by this ledger's job"),
-            (seen(50, 40, Some((50, "other;3;b")), &[]), "not committed by this ledger's job"),
-            (seen(50, 50, Some((40, "job;1;z")), &[(40, 50, "job;3;a")]), "not the one before the stored batch"),
-            (seen(50, 50, Some((30, "job;3;a")), &[(40, 50, "job;3;a")]), "not the one before the stored batch"),
-            (seen(50, 50, Some((30, "job;3;a")), &[(30, 40, "job;3;a"), (40, 50, "job;3;b")]), "more than one"),
+            (seen(50, 50, Some((60, "job;3;b")), &[]), "Postgres has lost commits"),
+            // An operator's reset to a later offset erases the metadata, a restored database does not.
+            (seen(50, 50, Some((60, "")), &[]), "was not committed by this job"),
+            (Seen { low: 60, ..seen(50, 50, Some((50, "")), &[]) }, "was not committed by this job"),
+            (seen(50, 50, Some((40, "job;3;a")), &[]), "the stored batch of it is gone"),
+            (seen(50, 40, Some((50, "")), &[]), "was not committed by this job"),
+            (seen(50, 40, Some((50, OTHER)), &[]), "was committed by another job"),
+            (seen(50, 50, Some((40, "job;1;z")), &[(40, 50, "job;3;a")]), "is not where the ledger left it"),
+            (seen(50, 50, Some((30, "job;3;a")), &[(40, 50, "job;3;a")]), "is not where the ledger left it"),
+            (
+                seen(50, 50, Some((30, "job;3;a")), &[(30, 40, "job;3;a"), (40, 50, "job;3;b")]),
+                "is not where the ledger left it",
+            ),
             (Seen { low: 60, ..seen(50, 50, Some((50, "job;3;b")), &[]) }, "retention has passed"),
             (Seen { high: 45, ..seen(50, 50, Some((50, "job;3;b")), &[]) }, "beyond the topic's end"),
         ] {
             let found = decision(&seen).unwrap_err();
             assert!(found.contains(says), "{found} should say {says}");
         }
+    }
+
+    #[test]
+    fn a_row_that_was_deleted_and_registered_again_is_told_from_a_restored_database() {
+        let mut fresh = seen(0, 0, Some((50, "job;3;b")), &[]);
+        fresh.progress.metadata = format!("job;0;{}", uuid::Uuid::nil());
+        assert_eq!(diagnose("job", &fresh), Err(Ailment::RowMissing));
+    }
+
+    #[test]
+    fn metadata_names_its_writer() {
+        assert_eq!(writer(OTHER), Some("0b0b0b0b-0000-4000-8000-000000000001"));
+        for foreign in ["", "consumer-1", "a;b;c", "job;3;b", &format!("{OTHER};more")] {
+            assert_eq!(writer(foreign), None, "{foreign}");
+        }
+        assert!(is_of("job", "job;1;x") && !is_of("job", "jobs;1;x") && !is_of("job", "job"));
+    }
+
+    #[test]
+    fn batches_are_unconfirmed_unless_kafka_vouches_for_them() {
+        let parts = [(30, 40, "job;3;a"), (40, 50, "job;3;b")];
+        let count = |kafka| seen(50, 50, kafka, &parts).unconfirmed("job").len();
+        assert_eq!([count(Some((40, "job;3;b"))), count(Some((50, "job;3;c")))], [1, 0]);
+        assert_eq!([count(None), count(Some((50, ""))), count(Some((50, OTHER)))], [2, 2, 2]);
     }
 
     proptest! {

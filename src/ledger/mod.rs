@@ -68,7 +68,9 @@
 //! between (b) and (c) would otherwise lose the only note of a transaction that may still be open. Only the partition's
 //! present owner sends its part again; a lock in Postgres is no fence for Kafka.
 
+pub mod ailment;
 pub mod claim;
 pub mod decide;
+pub mod repairs;
 pub mod replay;
 pub mod store;

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::array::RecordBatch;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
+use super::ailment::Verb;
 use super::store::{ChunkKind, Ledger, PART_FORMAT, PartHead};
 use crate::dead_letter;
 use crate::encode::chunk;
@@ -65,16 +67,7 @@ enum Feed {
 }
 
 async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Sender<Feed>) -> Result<()> {
-    if part.format > PART_FORMAT {
-        return Err(Error::Halt {
-            what: format!(
-                "the stored batch {} has format {}, this binary reads up to {PART_FORMAT}",
-                name(part),
-                part.format
-            ),
-            remedy: "run the newer dinnerbell that wrote it, at least until it has confirmed the batch".into(),
-        });
-    }
+    readable_format(part)?;
     let mut number = 0;
     while let Some((kind, body)) = ledger.chunk(postgres, part, number).await? {
         crate::step!("S15.chunk");
@@ -114,24 +107,84 @@ fn send(producer: &Producer, parts: &[PartHead], mut inbox: mpsc::Receiver<Feed>
             }
         }
     }
-    // Chunks that went missing must not pass for a batch that was sent.
     for part in parts {
-        let (rows, letters) = sent.get(&(part.commit_id, part.partition)).copied().unwrap_or_default();
-        if (rows, letters) != (part.rows, part.letters) {
-            let stored = format!("{rows} rows and {letters} letters are stored of {} and {}", part.rows, part.letters);
-            return Err(broken(part, &stored));
-        }
+        check_counts(part, sent.get(&(part.commit_id, part.partition)).copied().unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// Whether this binary knows the part's format.
+fn readable_format(part: &PartHead) -> Result<()> {
+    if part.format <= PART_FORMAT {
+        return Ok(());
+    }
+    Err(Error::Halt {
+        what: format!(
+            "the stored batch {} has format {}, this binary reads up to {PART_FORMAT}",
+            name(part),
+            part.format
+        ),
+        remedy: format!(
+            "run the newer dinnerbell that wrote it, at least until it has confirmed the batch; otherwise {}",
+            Verb::ResendFromTable.advice()
+        ),
+    })
+}
+
+/// Reads all of a stored part, and sends nothing.
+///
+/// # Errors
+/// [`Error::Halt`] with what is wrong with it; [`Error::Postgres`].
+pub async fn verify(ledger: &Ledger, postgres: &Client, part: &PartHead) -> Result<()> {
+    let (mut rows, mut letters) = (0, 0);
+    each_chunk(ledger, postgres, part, async |kind, batch| {
+        match kind {
+            ChunkKind::Rows => rows += batch.num_rows() as i64,
+            ChunkKind::Letters => letters += dead_letter::from_record_batch(&batch)?.len() as i64,
+        }
+        Ok(())
+    })
+    .await?;
+    check_counts(part, (rows, letters))
+}
+
+/// Hands out the chunks of a stored part.
+///
+/// # Errors
+/// As for [`verify`].
+pub async fn each_chunk(
+    ledger: &Ledger,
+    postgres: &Client,
+    part: &PartHead,
+    mut each: impl AsyncFnMut(ChunkKind, RecordBatch) -> Result<()>,
+) -> Result<()> {
+    readable_format(part)?;
+    let mut number = 0;
+    while let Some((kind, body)) = ledger.chunk(postgres, part, number).await? {
+        let batch = chunk::unpack(&body).map_err(|error| broken(part, &error.to_string()))?;
+        each(kind, batch).await?;
+        number += 1;
+    }
+    Ok(())
+}
+
+/// Chunks that went missing must not pass for a batch that was sent.
+fn check_counts(part: &PartHead, (rows, letters): (i64, i64)) -> Result<()> {
+    if (rows, letters) == (part.rows, part.letters) {
+        return Ok(());
+    }
+    let stored = format!("{rows} rows and {letters} letters are stored of {} and {}", part.rows, part.letters);
+    Err(broken(part, &stored))
 }
 
 fn broken(part: &PartHead, what: &str) -> Error {
     Error::Halt {
         what: format!("the stored batch {} cannot be sent again: {what}", name(part)),
-        remedy:
-            "its rows are in the sink table but not confirmed in the output topic; keep the ledger's parts and chunks \
-                 tables as they are and report it"
-                .into(),
+        remedy: format!(
+            "its rows are in the sink table and not in the output topic. Restore the ledger's parts and chunks tables if \
+             you can; otherwise {}",
+            Verb::ResendFromTable.advice()
+        ),
     }
 }
 

@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
+use super::ailment::{Verb, topic_anew};
 use crate::config::quote_identifier;
 use crate::error::{Error, Result};
 
@@ -22,7 +23,7 @@ const DDL_LOCK: i64 = 0x64696e6e6572; // "dinner"
 #[derive(Debug, Clone)]
 pub struct Ledger {
     /// Quoted for SQL.
-    schema: String,
+    pub schema: String,
     /// The ledger's identity, which stands in each offset that the job commits.
     pub job: String,
     pub cluster_id: String,
@@ -182,9 +183,13 @@ impl Ledger {
     ) -> Result<Ledger> {
         let quoted = quote_identifier(schema);
         let row = client
-            .query_one(&format!("SELECT job::text, protocol FROM {quoted}.ledger"), &[])
+            .query_opt(&format!("SELECT job::text, protocol FROM {quoted}.ledger"), &[])
             .await
-            .map_err(Error::postgres(format!("reading the ledger in schema {schema}")))?;
+            .map_err(Error::postgres(format!("reading the ledger in schema {schema}")))?
+            .ok_or_else(|| Error::Halt {
+                what: format!("the ledger in schema {schema} has lost its identity: its table ledger is empty"),
+                remedy: Verb::Adopt.advice(),
+            })?;
         let protocol: i32 = row.get(1);
         if protocol != PROTOCOL {
             return Err(Error::Halt {
@@ -223,16 +228,7 @@ impl Ledger {
         for row in &rows {
             let topic_id: String = row.get(0);
             if topic_id != self.topic_id {
-                return Err(Error::Halt {
-                    what: format!(
-                        "topic {} is not the one that the ledger knows: it had id {topic_id}, now {}; it was deleted and made anew",
-                        self.topic, self.topic_id
-                    ),
-                    remedy: format!(
-                        "if the new topic shall be read from its start, delete the rows of topic id {topic_id} from the ledger's \
-                         progress, parts and chunks tables (unconfirmed parts are lost to the output topic with them)"
-                    ),
-                });
+                return Err(topic_anew(&self.topic, &topic_id, &self.topic_id));
             }
             partitions.push(row.get(1));
         }
@@ -320,7 +316,7 @@ impl Ledger {
         Ok(claimed)
     }
 
-    async fn parts(&self, client: &Client, partitions: &[i32]) -> Result<Vec<PartHead>> {
+    pub(super) async fn parts(&self, client: &Client, partitions: &[i32]) -> Result<Vec<PartHead>> {
         let sql = format!(
             "SELECT commit_id, partition, from_offset, to_offset, format, previous_metadata, output_topic, output_key, letter_topic, \
                rows, letters FROM {}.parts WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = ANY($4) \
@@ -540,7 +536,7 @@ impl Ledger {
     }
 }
 
-fn metadata(job: &str, epoch: i64, commit: Uuid) -> String {
+pub fn metadata(job: &str, epoch: i64, commit: Uuid) -> String {
     format!("{job};{epoch};{commit}")
 }
 

@@ -446,13 +446,10 @@ impl Polled {
     fn explain(&self, partition: i32, position: i64, error: KafkaError) -> Error {
         let place = format!("{}[{partition}] at offset {position}", self.topic);
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => Error::Halt {
-                what: format!("reading {place}: Kafka does not hold that offset any more ({error})"),
-                remedy: "the topic's retention has passed the job's position, or the topic was made anew; compare \
-                         `next_offset` in the ledger's progress table with the topic's first offset, and decide whether \
-                         the messages between them may be given up"
-                    .into(),
-            },
+            // Retention, or a topic made anew: the claim looks at both and says which, and what to do.
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                Error::Claim { what: format!("reading {place}: Kafka does not hold that offset ({error})") }
+            }
             _ => Error::kafka(format!("reading {place}"))(error),
         }
     }

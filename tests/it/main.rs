@@ -21,6 +21,8 @@ mod network;
 mod proxy;
 mod refused_rows;
 mod secrets;
+#[cfg(feature = "failpoints")]
+mod repair;
 mod security;
 mod sizes;
 mod sql_edits;

@@ -133,7 +133,7 @@ pub async fn ledger(report: &mut Report, config: &Arc<Config>, postgres: &Connec
         _ => ("", None),
     };
     let topic_id = source.map_or("", |(topic_id, _)| topic_id.as_str());
-    let mut registered = Vec::new();
+    let (mut registered, mut job) = (Vec::new(), None);
     if exists {
         let (group, topic) = (&config.source.group_id, &config.source.topic);
         let opened = Ledger::open(postgres, &config.ledger_schema, cluster_id, group, topic, topic_id).await;
@@ -143,12 +143,13 @@ pub async fn ledger(report: &mut Report, config: &Arc<Config>, postgres: &Connec
             let Some(known) = report.take("group", ledger.registered(postgres).await) else { return };
             registered = known;
         }
+        job = Some(ledger.job);
     } else {
         report.ok("ledger", format!("schema {}: not there yet, `run` may create it", config.ledger_schema));
     }
     match source {
         None => report.skip("group", "its offsets cannot be compared without the source topic"),
-        Some((_, partitions)) if registered.is_empty() => first_start(report, config, partitions).await,
+        Some((_, partitions)) if registered.is_empty() => first_start(report, config, partitions, job).await,
         Some((_, partitions)) => {
             let (group, known) = (&config.source.group_id, registered.len());
             let known =
@@ -207,9 +208,9 @@ WHERE NOT has_table_privilege($1 || '.' || need.name, need.privilege)
 ORDER BY 1, 2";
 
 /// Where the group would begin, if the settings let it.
-async fn first_start(report: &mut Report, config: &Arc<Config>, partitions: i32) {
+async fn first_start(report: &mut Report, config: &Arc<Config>, partitions: i32, job: Option<String>) {
     let asked = config.clone();
-    let found = kafka::blocking(move || setup::first_offsets(&asked, partitions)).await;
+    let found = kafka::blocking(move || setup::first_offsets(&asked, partitions, job.as_deref())).await;
     let Some(starts) = report.take("group", found) else { return };
     let place = match config.source.start {
         Start::Earliest => "at the oldest messages",

@@ -1,0 +1,79 @@
+//! Looks at the three topics now and then. A claim looks at the input topic's id, but a job that runs well claims once a
+//! day; and a producer waits minutes for a topic that is gone, because it might only be late.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error::{Action, Error, Result};
+use crate::kafka::{self, Asker};
+use crate::ledger::ailment::topic_anew;
+use crate::ledger::store::Ledger;
+
+/// Between two looks: four small requests of one process, whatever its load.
+const EVERY: Duration = Duration::from_secs(15);
+
+/// Between a look that finds something and the one that confirms it: a broker may not have heard of all topics yet when
+/// it begins to answer.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Ends when the job is stopped.
+///
+/// # Errors
+/// [`Error::Halt`] where a topic is gone, or the input topic is another one: seen twice.
+pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
+    let mut client: Option<Arc<BaseConsumer<Asker>>> = None;
+    let (mut suspected, mut pause) = (false, EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+        let looked = look(&config, &ledger, &mut client).await;
+        pause = EVERY;
+        match looked {
+            Err(error) if matches!(error, Error::Halt { .. }) && suspected => return Err(error),
+            Err(error) if matches!(error, Error::Halt { .. }) => {
+                tracing::warn!("{error}; looking again");
+                (suspected, pause) = (true, AGAIN_AFTER);
+            }
+            Err(error) => {
+                // The lanes tell of outages and refused rights.
+                tracing::debug!(halts = error.action() == Action::Halt, "looking at the topics: {error}");
+                client = None;
+            }
+            Ok(()) => suspected = false,
+        }
+    }
+}
+
+async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, client: &mut Option<Arc<BaseConsumer<Asker>>>) -> Result<()> {
+    let (config, ledger, held) = (config.clone(), ledger.clone(), client.take());
+    let (used, looked) = kafka::blocking(move || {
+        let client = match held {
+            Some(client) => client,
+            None => Arc::new(kafka::probe(&config.sink_kafka.kafka)?),
+        };
+        // Serves librdkafka's callbacks, which nobody else does on this client.
+        client.poll(Duration::ZERO);
+        let looked = look_at(client.client(), &config, &ledger);
+        Ok((client, looked))
+    })
+    .await?;
+    *client = Some(used);
+    looked
+}
+
+fn look_at(client: &rdkafka::client::Client<Asker>, config: &Config, ledger: &Ledger) -> Result<()> {
+    let id = kafka::topic_id(client, &ledger.topic)?;
+    if id != ledger.topic_id {
+        return Err(topic_anew(&ledger.topic, &ledger.topic_id, &id));
+    }
+    for topic in [&config.sink_kafka.topic, &config.dead_letters.topic] {
+        kafka::partition_count(client, topic)?;
+    }
+    Ok(())
+}
