@@ -7,6 +7,9 @@
 mod support;
 
 mod bad_messages;
+#[cfg(feature = "failpoints")]
+mod chaos;
+mod checker;
 mod cli;
 mod deliver;
 mod demo;

@@ -11,10 +11,13 @@
 
 mod campaigns;
 mod certs;
+pub mod chaos;
+pub mod checker;
 mod job;
 mod kafka;
 mod load;
 mod messages;
+pub mod model;
 mod places;
 mod postgres;
 mod run;
