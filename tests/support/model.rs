@@ -84,6 +84,14 @@ impl Model {
         Verdict::Triggered { campaign: Box::new(campaign) }
     }
 
+    /// The campaign of a message that Postgres refuses: its rows were made, and must stay aborted.
+    pub fn refused(&self, value: Option<&[u8]>) -> Option<Campaign> {
+        match self.judge(value) {
+            Verdict::DeadLetter { stage: "postgres", .. } => parse(value?).ok(),
+            _ => None,
+        }
+    }
+
     pub fn clients(&self, campaign: &Campaign) -> Option<&BTreeSet<String>> {
         self.subscriptions.get(&campaign.restaurant_id)
     }

@@ -19,6 +19,11 @@ use super::plan::{Plan, draw, no_hits};
 use super::report::Tally;
 use super::sampler::Seen;
 
+/// The session timeout that the job asks for.
+const SESSION: Duration = Duration::from_secs(10);
+
+const FENCED_BY_ITSELF: &str = "halted as fenced by its own heartbeat, after a freeze or an outage beyond the session";
+
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
 pub struct Slots<'a> {
@@ -171,6 +176,7 @@ impl<'a> Slots<'a> {
             tally.fact(format!("replica: {what}"), *count);
         }
         tally.most("memory of a replica, MiB", self.peak);
+        tally.fact("CPU seconds of replicas", cpu_of_children());
         if self.peak > memory_limit {
             to.find("I7", format!("a replica had {} MiB at once, more than {memory_limit}", self.peak));
         }
@@ -181,16 +187,14 @@ impl<'a> Slots<'a> {
 
     /// What replicas say that they sent again: partition, from, to.
     pub fn sent_again(&self) -> Vec<(i32, i64, i64)> {
-        let number = |line: &str, name: &str| {
-            let (_, rest) = line.split_once(name)?;
-            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<i64>().ok()
+        let part = |line: &str| {
+            let told: serde_json::Value = serde_json::from_str(line).ok()?;
+            let number = |name: &str| told[name].as_i64().or_else(|| told[name].as_str()?.parse().ok());
+            let place = told["place"].as_str()?.strip_suffix(']')?.rsplit_once('[')?;
+            Some((place.1.parse().ok()?, number("from")?, number("to")?))
         };
         let told = self.log_lines().filter(|line| line.contains("sending a stored batch to Kafka again"));
-        told.map(|line| {
-            let part = || Some((number(&line, "campaigns[")? as i32, number(&line, "from=")?, number(&line, "to=")?));
-            part().unwrap_or_else(|| panic!("what does this line say? {line}"))
-        })
-        .collect()
+        told.map(|line| part(&line).unwrap_or_else(|| panic!("what does this line say? {line}"))).collect()
     }
 
     fn log_lines(&self) -> impl Iterator<Item = String> + use<> {
@@ -220,9 +224,22 @@ impl<'a> Slots<'a> {
                 self.places[place].last = Some(step);
             }
             (_, _, Some(0)) if termed => *self.counts.entry("SIGTERM, drained").or_default() += 1,
+            (_, _, Some(1)) if self.is_fenced_by_itself(place) => {
+                *self.counts.entry(FENCED_BY_ITSELF).or_default() += 1;
+            }
             _ => self.strange(place, status, to),
         }
         self.end(place);
+    }
+
+    /// After more than a session timeout without an answer of the broker librdkafka forgets its member id and sends one more
+    /// heartbeat without it. A broker that still knows the static member takes that for a second one of its name, which is
+    /// fatal to the consumer: the job halts, and whoever watches over it starts it again. Only where that can have been so.
+    fn is_fenced_by_itself(&self, place: usize) -> bool {
+        let log = tail(&self.log(self.places[place].number), 3);
+        let named = self.places[place].life.as_ref().is_some_and(|life| !life.plan.dynamic);
+        let timed_out = self.places[place].life.as_ref().is_some_and(|life| life.began.elapsed() > SESSION);
+        named && timed_out && log.contains("FencedInstanceId")
     }
 
     fn strange(&self, place: usize, status: ExitStatus, to: &mut Examination) {
@@ -261,7 +278,7 @@ impl<'a> Slots<'a> {
                 None if age >= at => {
                     process::send(&life.child, libc::SIGSTOP);
                     life.frozen = Some(Instant::now());
-                    let beyond = long > Duration::from_secs(10);
+                    let beyond = long > SESSION;
                     let how = if beyond { "SIGSTOP beyond the session timeout" } else { "SIGSTOP for a moment" };
                     *self.counts.entry(how).or_default() += 1;
                 }
@@ -340,4 +357,15 @@ fn peak(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+}
+
+/// User and system time of all children that have ended; the servers still run.
+fn cpu_of_children() -> u64 {
+    // SAFETY: a plain system call that fills the zeroed structure.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) as u64
 }

@@ -1,6 +1,6 @@
 //! What the model makes of the whole input, and the dead letters against it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::messages::Record;
 use super::super::model::Verdict;
@@ -33,6 +33,8 @@ pub struct Expected {
     pub rows: Vec<Digest>,
     /// Which message a row comes from, by its campaign's id.
     pub campaigns: HashMap<Digest, (i32, i64)>,
+    /// Rows of messages that Postgres refuses: each may have been produced, and none committed.
+    pub refused: HashSet<Digest>,
     letters: BTreeMap<(i32, i64), Letter>,
 }
 
@@ -78,6 +80,9 @@ impl Expected {
                 }
             }
             Verdict::DeadLetter { stage, path } => {
+                if let Some(campaign) = evidence.model.refused(record.value.as_deref()) {
+                    evidence.model.rows(&campaign, |row| self.refused.extend([digest(row)]));
+                }
                 self.letters.insert(place, Letter { stage, path, original: whole(record) });
             }
             Verdict::NotStarted | Verdict::Expired | Verdict::NoMatch => {}

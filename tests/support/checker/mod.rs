@@ -29,7 +29,7 @@ use super::model::Model;
 
 pub use expected::Expected;
 pub use history::{Change, History, Part};
-pub use offsets::GroupOffset;
+pub use offsets::{GroupOffset, decode as decode_group_offset};
 pub use sources::{last_stable_and_end, of_stack};
 
 /// Something that can be read again and again, item by item.

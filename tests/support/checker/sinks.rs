@@ -1,16 +1,16 @@
 //! The rows: both sinks against the model and against each other (I1), each message's rows counted (I2), and the aborted
 //! records against the committed ones (I6).
 //!
-//! What I6 proves: every aborted record is, its time left out, a row of the model; and where its time is that of the stored
+//! What I6 proves: every aborted record is, its time left out, a row of the model, or of a message that Postgres refused; and where its time is that of the stored
 //! part which its message ended in, the very same bytes stand committed in the topic. Every re-emission that a process told of
 //! is of a part that Postgres had committed. What it does not prove: which transaction an aborted record belonged to. An
 //! attempt that Postgres rolled back and that was made in the same second as the stored one cannot be told from it, and
 //! need not be: its bytes are compared all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::messages::Record;
-use super::super::model::{id_in, split_time};
+use super::super::model::{Verdict, id_in, split_time};
 use super::digests::{Digest, difference, digest};
 use super::expected::Expected;
 use super::history::Part;
@@ -73,7 +73,6 @@ fn timeless_rows(rows: Rows<'_>) -> Rows<'_> {
 fn model_rows<'a>(evidence: &'a Evidence<'_>) -> Rows<'a> {
     Box::new(move |each| {
         (evidence.input)(&mut |record| {
-            use super::super::model::Verdict;
             if let Verdict::Triggered { campaign } = evidence.model.judge(record.value.as_deref()) {
                 evidence.model.rows(&campaign, &mut *each);
             }
@@ -185,7 +184,7 @@ fn aborted(
     to: &mut Examination,
 ) {
     let (mut wrong, mut changed) = (Examples::default(), Examples::default());
-    let (mut count, mut of_stored, mut in_parts) = (0, 0, std::collections::BTreeSet::new());
+    let (mut count, mut refused, mut of_stored, mut in_parts) = (0, 0, 0, BTreeSet::new());
     (evidence.uncommitted)(&mut |record| {
         if offsets.contains(record.partition, record.offset) {
             return;
@@ -193,10 +192,14 @@ fn aborted(
         count += 1;
         let row = record.value.as_deref().unwrap_or_default();
         let shown = || String::from_utf8_lossy(row).into_owned();
-        let (Some((timeless, time)), Some(place)) = (split_time(row), place_of(row, expected)) else {
-            return wrong.add(shown);
-        };
-        if expected.rows.binary_search(&digest(timeless)).is_err() {
+        let Some((timeless, time)) = split_time(row) else { return wrong.add(shown) };
+        let timeless = digest(timeless);
+        if expected.refused.contains(&timeless) {
+            refused += 1;
+            return;
+        }
+        let Some(place) = place_of(row, expected) else { return wrong.add(shown) };
+        if expected.rows.binary_search(&timeless).is_err() {
             return wrong.add(shown);
         }
         if let Some(part) = parts.of(place).filter(|part| part.triggered_at == time) {
@@ -210,6 +213,7 @@ fn aborted(
     wrong.report("I6", "aborted records are no rows of the model", to);
     changed.report("I6", "aborted records of a stored part do not stand committed, byte for byte", to);
     to.fact("aborted records", count);
+    to.fact("aborted records of messages that Postgres refused", refused);
     to.fact("aborted records of stored parts, committed with the same bytes", of_stored);
     to.fact("stored parts with aborted records", in_parts.len() as u64);
 }
