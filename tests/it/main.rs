@@ -17,6 +17,8 @@ mod faults;
 mod ledger_ddl;
 mod lookup_refresh;
 mod million;
+mod network;
+mod proxy;
 mod refused_rows;
 mod security;
 mod sql_edits;

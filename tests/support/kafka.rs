@@ -1,9 +1,10 @@
 //! Apache Kafka in KRaft mode, one node, from the jars that `scripts/kafka-jars.sh` puts into the cache.
 
 use std::fs::{self, OpenOptions};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process;
@@ -27,6 +28,8 @@ pub struct KafkaOptions {
     pub tls: bool,
     /// (name, password) of SCRAM-SHA-512 users.
     pub users: Vec<(String, String)>,
+    /// So many further listeners, each of which tells its clients to go through a proxy, see [`Kafka::take_proxied`].
+    pub proxied: usize,
     /// Further lines of server.properties.
     pub properties: Vec<String>,
 }
@@ -39,11 +42,25 @@ pub struct Kafka {
     controller: u16,
     sasl: u16,
     mutual: u16,
+    proxied: Mutex<Vec<Proxied>>,
     child: Option<Child>,
 }
 
+/// A listener on `port` that the broker advertises under the address of `proxy`, which is bound already.
+#[derive(Debug)]
+struct Proxied {
+    port: u16,
+    proxy: TcpListener,
+}
+
 /// The broker that most tests share.
-static SHARED: LazyLock<Kafka> = LazyLock::new(|| Kafka::start(KafkaOptions::default()));
+static SHARED: LazyLock<Kafka> =
+    LazyLock::new(|| Kafka::start(KafkaOptions { proxied: 40, ..KafkaOptions::default() }));
+
+/// The broker that most tests share, for those that need more of it than its address.
+pub fn shared() -> &'static Kafka {
+    &SHARED
+}
 
 /// The bootstrap servers of the shared broker, or those of KAFKA_BOOTSTRAP_SERVERS.
 pub fn shared_bootstrap() -> String {
@@ -57,7 +74,12 @@ impl Kafka {
     /// Formats a fresh log directory and starts a broker on it; ready when this returns.
     pub fn start(options: KafkaOptions) -> Kafka {
         let [plain, controller, sasl, mutual] = [(); 4].map(|()| process::free_port().expect("a free port"));
-        let mut kafka = Kafka { home: fresh("kafka"), plain, controller, sasl, mutual, child: None };
+        let bound = |_| Proxied {
+            port: process::free_port().expect("a free port"),
+            proxy: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"),
+        };
+        let proxied = Mutex::new((0..options.proxied).map(bound).collect());
+        let mut kafka = Kafka { home: fresh("kafka"), plain, controller, sasl, mutual, proxied, child: None };
         kafka.format(&options);
         kafka.resume();
         kafka
@@ -76,6 +98,12 @@ impl Kafka {
     /// The SSL listener that demands a client certificate by the same authority.
     pub fn mutual_bootstrap(&self) -> String {
         format!("localhost:{}", self.mutual)
+    }
+
+    /// One of [`KafkaOptions::proxied`], for one proxy: where it listens, and the broker's port behind it.
+    pub fn take_proxied(&self) -> (TcpListener, u16) {
+        let Proxied { port, proxy } = self.proxied.lock().unwrap().pop().expect("a proxied listener is left");
+        (proxy, port)
     }
 
     pub fn ca_file(&self) -> PathBuf {
@@ -143,12 +171,20 @@ impl Kafka {
         let mut advertised = format!("PLAINTEXT://127.0.0.1:{plain}");
         let mut protocols = String::from("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT");
         let mut security = String::new();
+        for Proxied { port, proxy } in &*self.proxied.lock().unwrap() {
+            let address = proxy.local_addr().expect("it is bound");
+            listeners += &format!(",PROXIED{port}://127.0.0.1:{port}");
+            advertised += &format!(",PROXIED{port}://{address}");
+            protocols += &format!(",PROXIED{port}:PLAINTEXT");
+            // Few threads: each listener serves one job.
+            security += &format!("listener.name.proxied{port}.num.network.threads=1\n");
+        }
         if options.tls {
             listeners += &format!(",SCRAM://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual}");
             advertised += &format!(",SCRAM://localhost:{sasl},MUTUAL://localhost:{mutual}");
             protocols += ",SCRAM:SASL_SSL,MUTUAL:SSL";
             let Certs { ca, server_keystore, .. } = Certs::shared();
-            security = format!(
+            security += &format!(
                 "sasl.enabled.mechanisms=SCRAM-SHA-512\n\
                  listener.name.scram.scram-sha-512.sasl.jaas.config=\
                  org.apache.kafka.common.security.scram.ScramLoginModule required;\n\

@@ -24,6 +24,11 @@ pub fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'sta
     }
 }
 
+/// Runs `future` on the tests' own runtime, beside whatever else runs.
+pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    RUNTIME.spawn(future)
+}
+
 /// Runs `command` to its end with `input` on its standard input; panics with all it said unless it exits with 0.
 pub fn run(command: &mut Command, input: &str) -> String {
     let Output { status, stdout, stderr } = output(command, input);

@@ -7,10 +7,11 @@ use std::process::Command;
 use tokio_postgres::{Row, SimpleQueryMessage};
 use toml::{Table, Value};
 
-use super::kafka::{Kafka, create_topic, shared_bootstrap};
+use super::kafka::{Kafka, create_topic, shared, shared_bootstrap};
 use super::messages::{Message, Record, consume_all, produce};
 use super::places::fresh;
 use super::postgres::{Postgres, connect, shared_url};
+use super::proxy::{Network, Proxy};
 use super::run::{block_on, run};
 
 /// Names are unique, so that tests run side by side on shared servers; nothing is taken away at the end but what stands
@@ -39,6 +40,23 @@ impl Stack {
     /// As [`Stack::new`], on servers of the test's own.
     pub fn private(name: &str, kafka: &Kafka, postgres: &Postgres) -> Stack {
         Self::on(name, &kafka.bootstrap(), &postgres.url("postgres"), |database| postgres.url(database))
+    }
+
+    /// As [`Stack::new`], with the job's ways to both servers leading through proxies. The test itself goes straight.
+    /// Kafka is the shared private one, also where KAFKA_BOOTSTRAP_SERVERS is set.
+    pub fn behind_proxies(name: &str) -> (Stack, Network) {
+        let kafka = shared();
+        let mut stack = Self::on(name, &kafka.bootstrap(), &shared_url(None), |database| shared_url(Some(database)));
+        let network = stack.through(Proxy::kafka(kafka), Proxy::postgres(&shared_url(None)));
+        (stack, network)
+    }
+
+    /// Points the job at these proxies of the stack's servers.
+    pub fn through(&mut self, kafka: Proxy, postgres: Proxy) -> Network {
+        self.set("kafka", "bootstrap.servers", kafka.address());
+        let url = postgres.url(&self.url);
+        self.set("postgres", "url", url);
+        Network { kafka, postgres }
     }
 
     fn on(name: &str, bootstrap: &str, admin_url: &str, url_of: impl Fn(&str) -> String) -> Stack {
