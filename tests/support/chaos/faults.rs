@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::super::checker::Examination;
+use super::super::proxy::{self, Match, Network, Proxy, api};
 use super::super::stack::Stack;
 use super::super::{Shutdown, campaigns};
 use super::feeder::Feeder;
@@ -27,11 +28,36 @@ pub enum Fault {
     PostgresLocked,
     BrokerFrozen,
     BrokerCrash,
+    /// The network of the first replica, see [`super::super::proxy`].
+    ConnectionsReset,
+    BlackHole,
+    ReplyLost,
+    RequestDelayed,
+}
+
+/// Requests whose reply is lost, or which come late: every one that the protocol's outcome hangs on.
+const REQUESTS: [(&str, Request); 10] = [
+    ("EndTxn", Request::Kafka(api::END_TXN)),
+    ("TxnOffsetCommit", Request::Kafka(api::TXN_OFFSET_COMMIT)),
+    ("AddOffsetsToTxn", Request::Kafka(api::ADD_OFFSETS_TO_TXN)),
+    ("AddPartitionsToTxn", Request::Kafka(api::ADD_PARTITIONS_TO_TXN)),
+    ("Produce", Request::Kafka(api::PRODUCE)),
+    ("InitProducerId", Request::Kafka(api::INIT_PRODUCER_ID)),
+    ("OffsetFetch", Request::Kafka(api::OFFSET_FETCH)),
+    ("JoinGroup", Request::Kafka(api::JOIN_GROUP)),
+    ("advance and COMMIT", Request::Postgres("advance(")),
+    ("the claim's COMMIT", Request::Postgres("COMMIT")),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Request {
+    Kafka(i16),
+    Postgres(&'static str),
 }
 
 impl Fault {
     /// With how often each comes, relative to the others.
-    const ALL: [(Fault, f64); 9] = [
+    const ALL: [(Fault, f64); 13] = [
         (Fault::SessionsEnded, 6.0),
         (Fault::LookupChanged, 4.0),
         (Fault::Flood, 2.0),
@@ -41,6 +67,10 @@ impl Fault {
         (Fault::PostgresLocked, 1.0),
         (Fault::BrokerFrozen, 1.0),
         (Fault::BrokerCrash, 0.7),
+        (Fault::ConnectionsReset, 2.0),
+        (Fault::BlackHole, 1.0),
+        (Fault::ReplyLost, 6.0),
+        (Fault::RequestDelayed, 3.0),
     ];
 
     fn name(self) -> &'static str {
@@ -54,6 +84,10 @@ impl Fault {
             Fault::PostgresLocked => "sink table locked for up to 2 s",
             Fault::BrokerFrozen => "broker stopped for up to 5 s (SIGSTOP)",
             Fault::BrokerCrash => "broker killed (kill -9), and started again",
+            Fault::ConnectionsReset => "network: all connections to one server reset",
+            Fault::BlackHole => "network: nothing passes for up to 13 s",
+            Fault::ReplyLost => "network: reply to be lost",
+            Fault::RequestDelayed => "network: request to be delayed for up to 8 s",
         }
     }
 }
@@ -66,6 +100,8 @@ pub struct Faults {
     /// A fault that lasts; no other one meanwhile.
     lasting: Option<JoinHandle<()>>,
     counts: BTreeMap<Fault, u64>,
+    /// Faults that wait for their request, or have met it.
+    armed: Vec<(String, proxy::Fault)>,
     changes: usize,
 }
 
@@ -73,7 +109,7 @@ impl Faults {
     pub fn new(options: &Options, random: fastrand::Rng, servers: Servers) -> Faults {
         let next = Instant::now() + Duration::from_secs(5);
         let every = options.fault_every;
-        Faults { random, every, next, servers, lasting: None, counts: BTreeMap::new(), changes: 0 }
+        Faults { random, every, next, servers, lasting: None, counts: BTreeMap::new(), armed: Vec::new(), changes: 0 }
     }
 
     pub fn tick(&mut self, stack: &Stack, slots: &mut Slots<'_>, feeder: &Feeder, to: &mut Examination) {
@@ -125,8 +161,40 @@ impl Faults {
                 std::thread::sleep(pause);
                 kafka.resume();
             }),
+            Fault::ConnectionsReset => {
+                let Network { kafka, postgres } = &*self.servers.network;
+                return if self.random.bool() { kafka.cut_all() > 0 } else { postgres.cut_all() > 0 };
+            }
+            Fault::BlackHole => {
+                let is_kafka = self.random.bool();
+                let long = Duration::from_millis(self.random.u64(200..13_000));
+                self.last(move |servers| {
+                    let Network { kafka, postgres } = &*servers.network;
+                    let proxy = if is_kafka { kafka } else { postgres };
+                    proxy.black_hole();
+                    std::thread::sleep(long);
+                    proxy.restore();
+                });
+            }
+            Fault::ReplyLost => self.arm("reply lost", Proxy::lose_reply),
+            Fault::RequestDelayed => {
+                let long = Duration::from_millis(self.random.u64(100..8_000));
+                self.arm("delayed", move |proxy, which| proxy.delay(which, long));
+            }
         }
         true
+    }
+
+    /// Strikes one of the next such requests; whether it did is only known in the end.
+    fn arm(&mut self, what: &str, how: impl FnOnce(&Proxy, Match) -> proxy::Fault) {
+        let (name, request) = REQUESTS[self.random.usize(0..REQUESTS.len())];
+        let nth = self.random.u32(1..4);
+        let Network { kafka, postgres } = &*self.servers.network;
+        let fault = match request {
+            Request::Kafka(key) => how(kafka, Match::kafka(key).nth(nth)),
+            Request::Postgres(text) => how(postgres, Match::postgres(text).nth(nth)),
+        };
+        self.armed.push((format!("{what}: {name}"), fault));
     }
 
     fn last(&mut self, fault: impl FnOnce(Servers) + Send + 'static) {
@@ -195,11 +263,17 @@ impl Faults {
     /// The last one is over, and all servers run.
     pub fn end(&mut self, to: &mut Examination) {
         self.join(to);
+        self.armed.iter().for_each(|(_, fault)| fault.release());
     }
 
     pub fn account(&self, tally: &mut Tally) {
         for (fault, _) in Fault::ALL {
             tally.fact(format!("fault: {}", fault.name()), self.counts.get(&fault).copied().unwrap_or_default());
         }
+        let mut met: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, fault) in &self.armed {
+            *met.entry(format!("network: {name}")).or_default() += fault.injected();
+        }
+        met.into_iter().for_each(|(name, count)| tally.fact(name, count));
     }
 }

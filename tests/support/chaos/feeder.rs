@@ -20,7 +20,7 @@ const BACKLOG: i64 = 250;
 
 /// Restaurants: (how many, least and most subscribers, the share of campaigns that is theirs).
 const KINDS: [(usize, usize, usize, f64); 4] =
-    [(48, 1, 16, 0.80), (12, 30, 120, 0.15), (3, 400, 600, 0.045), (1, 3_000, 3_000, 0.005)];
+    [(48, 1, 16, 0.70), (12, 30, 120, 0.20), (3, 400, 600, 0.08), (1, 3_000, 3_000, 0.02)];
 
 /// A message without rows counts as so many: it costs something as well.
 const COST_OF_NONE: u64 = 10;

@@ -22,6 +22,7 @@ use super::checker::{Examination, examine, last_stable_and_end, of_stack};
 use super::kafka::{Kafka, KafkaOptions, add_partitions};
 use super::model::Model;
 use super::postgres::Postgres;
+use super::proxy::{Network, Proxy};
 use super::run::wait_until;
 use super::stack::Stack;
 
@@ -99,7 +100,7 @@ pub fn run(options: &Options, seed: u64) -> Outcome {
     let (stack, model) = prepare(options, seed, &servers);
     let mut random = fastrand::Rng::with_seed(seed);
     let sampler = Sampler::start(&stack);
-    let mut slots = Slots::new(&stack, &logs, options, random.fork(), sampler.shared());
+    let mut slots = Slots::new(&stack, &logs, options, random.fork(), sampler.shared(), servers.network.clone());
     let feeder = Feeder::start(&stack, &model, options, random.fork(), sampler.shared());
     let mut faults = Faults::new(options, random.fork(), servers.clone());
     let mut tally = Tally::new(options, seed);
@@ -197,14 +198,21 @@ fn minutes(minutes: f64) -> Duration {
 pub struct Servers {
     kafka: Arc<Mutex<Kafka>>,
     postgres: Arc<Mutex<Postgres>>,
+    /// Of the first replica alone: the other ones need no proxy to be slow.
+    network: Arc<Network>,
 }
 
 impl Servers {
     fn start() -> Servers {
-        let kafka = std::thread::spawn(|| Kafka::start(KafkaOptions::default()));
+        let kafka = std::thread::spawn(|| Kafka::start(KafkaOptions { proxied: 1, ..KafkaOptions::default() }));
         let postgres = Postgres::start(Default::default());
         let kafka = kafka.join().expect("Kafka starts");
-        Servers { kafka: Arc::new(Mutex::new(kafka)), postgres: Arc::new(Mutex::new(postgres)) }
+        let network = Network { kafka: Proxy::kafka(&kafka), postgres: Proxy::postgres(&postgres.url("postgres")) };
+        Servers {
+            kafka: Arc::new(Mutex::new(kafka)),
+            postgres: Arc::new(Mutex::new(postgres)),
+            network: Arc::new(network),
+        }
     }
 
     fn keep_logs(&self, to: &Path) {
@@ -224,6 +232,9 @@ fn prepare(options: &Options, seed: u64, servers: &Servers) -> (Stack, Model) {
         add_partitions(&stack.bootstrap, &stack.campaigns, options.partitions);
     }
     // Some 500 rows: many commits in a short life.
+    // Each replica may have addresses of its own.
+    stack.set("kafka", "bootstrap.servers", format!("${{DINNERBELL_TEST_KAFKA:-{}}}", stack.bootstrap));
+    stack.set("postgres", "url", format!("${{DINNERBELL_TEST_POSTGRES:-{}}}", stack.url));
     stack.set("batch", "max_messages", 10);
     stack.set("lookup", "refresh", "2s");
     stack.set("job", "instance", "${DINNERBELL_TEST_INSTANCE:-}");

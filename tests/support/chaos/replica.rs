@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use dinnerbell::demo::process;
 
 use super::super::checker::Examination;
+use super::super::proxy::Network;
 use super::super::run::tail;
 use super::super::stack::Stack;
 use super::Options;
@@ -42,6 +43,7 @@ pub struct Slots<'a> {
     /// The faults are over: nobody is armed or killed any more.
     calm: bool,
     seen: Arc<Seen>,
+    network: Arc<Network>,
 }
 
 struct Place {
@@ -71,6 +73,7 @@ impl<'a> Slots<'a> {
         options: &'a Options,
         random: fastrand::Rng,
         seen: Arc<Seen>,
+        network: Arc<Network>,
     ) -> Slots<'a> {
         let place = |number| Place { number, life: None, due: Instant::now(), last: None, extra: None };
         Slots {
@@ -86,6 +89,7 @@ impl<'a> Slots<'a> {
             looked: Instant::now(),
             calm: false,
             seen,
+            network,
         }
     }
 
@@ -335,6 +339,10 @@ impl<'a> Slots<'a> {
         command.current_dir(&self.stack.directory).arg("run").arg("--config").arg(self.stack.config());
         if !plan.dynamic {
             command.env("DINNERBELL_TEST_INSTANCE", format!("replica-{number}"));
+        }
+        if number == 0 {
+            command.env("DINNERBELL_TEST_KAFKA", self.network.kafka.address());
+            command.env("DINNERBELL_TEST_POSTGRES", self.network.postgres.url(&self.stack.url));
         }
         if let Some((_, points)) = &plan.step {
             command.env("FAILPOINTS", points);
