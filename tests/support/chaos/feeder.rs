@@ -15,8 +15,8 @@ use super::super::stack::Stack;
 use super::sampler::Seen;
 use super::{Options, REFUSED};
 
-/// Messages waiting in a partition: some seconds of work, so that no replica runs dry between two looks at the ledger.
-const BACKLOG: i64 = 250;
+/// Messages waiting in a partition, some 10,000 rows: no replica runs dry between two looks at the ledger.
+const BACKLOG: i64 = 80;
 
 /// Restaurants: (how many, least and most subscribers, the share of campaigns that is theirs).
 const KINDS: [(usize, usize, usize, f64); 4] =
@@ -25,7 +25,7 @@ const KINDS: [(usize, usize, usize, f64); 4] =
 /// A message without rows counts as so many: it costs something as well.
 const COST_OF_NONE: u64 = 10;
 
-/// How long a third of the partitions gets nothing but messages without output, and how long nothing like that happens.
+/// How long one replica's partitions get nothing but messages without output, and how long nothing like that happens.
 const QUIET: Duration = Duration::from_secs(9);
 const LOUD: Duration = Duration::from_secs(12);
 
@@ -65,6 +65,7 @@ impl Feeder {
             malformed: options.malformed,
             rate: options.rate,
             partitions: options.partitions.max(3),
+            replicas: options.replicas,
             produced: BTreeMap::new(),
             number: 0,
             random,
@@ -107,6 +108,7 @@ struct Hand {
     malformed: f64,
     rate: u64,
     partitions: usize,
+    replicas: usize,
     produced: BTreeMap<usize, i64>,
     number: usize,
     random: fastrand::Rng,
@@ -117,8 +119,12 @@ impl Hand {
         let began = Instant::now();
         let (mut spent, mut quiet, mut change) = (0, BTreeSet::new(), Instant::now() + LOUD);
         while !shared.ended.load(Ordering::SeqCst) {
-            if Instant::now() >= change {
-                quiet = if quiet.is_empty() { self.a_third() } else { BTreeSet::new() };
+            if let Some(place) = seen.take_quiet() {
+                quiet = self.share(place);
+                change = Instant::now() + QUIET;
+            } else if Instant::now() >= change {
+                let place = self.random.usize(0..self.replicas);
+                quiet = if quiet.is_empty() { self.share(place) } else { BTreeSet::new() };
                 change = Instant::now() + if quiet.is_empty() { LOUD } else { QUIET };
             }
             for partition in 0..self.partitions {
@@ -138,11 +144,11 @@ impl Hand {
         self.producer.flush(Duration::from_secs(120)).expect("the input is acknowledged");
     }
 
-    /// Partitions that lie side by side, as `range` gives them to one member.
-    fn a_third(&mut self) -> BTreeSet<usize> {
-        let third = self.partitions.div_ceil(3);
-        let first = self.random.usize(0..3) * third;
-        (first..(first + third).min(self.partitions)).collect()
+    /// The partitions that `range` gives to the member at this place, while all the named ones are there.
+    fn share(&self, place: usize) -> BTreeSet<usize> {
+        let (each, more) = (self.partitions / self.replicas, self.partitions % self.replicas);
+        let first = place * each + place.min(more);
+        (first..(first + each + usize::from(place < more)).min(self.partitions)).collect()
     }
 
     /// What it costs.

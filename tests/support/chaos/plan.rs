@@ -43,7 +43,7 @@ const ARMED_FOR: Duration = Duration::from_secs(10);
 /// Longer than the session timeout: the group gives the partitions to others.
 const BEYOND_THE_SESSION: std::ops::Range<f64> = 11.0..14.0;
 
-/// The plan for one life. Times count from the start.
+/// The plan for one life. Times count from the start, or from the moment at which the partitions are assigned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Armed to die there, and what goes into FAILPOINTS.
@@ -57,6 +57,8 @@ pub struct Plan {
     pub away: Duration,
     /// Without `[job] instance`.
     pub dynamic: bool,
+    /// What the times count from.
+    pub once_assigned: bool,
 }
 
 /// Draws the plan of the next life. `hits` says how often each step was hit, `last` where the last life ended, `wanted`
@@ -75,11 +77,12 @@ pub fn draw(
         kill_at: seconds(random, 0.2..5.0),
         away: Duration::ZERO,
         dynamic: random.f64() < dynamic,
+        once_assigned: true,
     };
     match random.f64() {
         share if share < 0.72 => arm(&mut plan, random, hits, last, wanted),
         // At a random moment of its life, the start and the claim included.
-        share if share < 0.87 => {}
+        share if share < 0.87 => plan.once_assigned = random.bool(),
         share if share < 0.91 => {
             plan.term_at = Some(seconds(random, 0.5..4.0));
             plan.kill_at = ARMED_FOR * 2;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +19,9 @@ use super::Options;
 use super::plan::{Plan, draw, no_hits};
 use super::report::Tally;
 use super::sampler::Seen;
+
+/// A life that comes to no assignment ends after so long.
+const LONGEST: Duration = Duration::from_secs(40);
 
 /// The session timeout that the job asks for.
 const SESSION: Duration = Duration::from_secs(10);
@@ -61,6 +64,9 @@ struct Life {
     child: Child,
     plan: Plan,
     began: Instant,
+    /// Where the log of this life begins.
+    log_from: u64,
+    assigned: Option<Instant>,
     frozen: Option<Instant>,
     thawed: bool,
     termed: bool,
@@ -272,11 +278,18 @@ impl<'a> Slots<'a> {
     fn carry_out(&mut self, place: usize) {
         let calm = self.calm;
         let extra_ends = self.places[place].extra.is_some_and(|until| Instant::now() >= until);
+        let log = self.log(self.places[place].number);
         let Some(life) = &mut self.places[place].life else { return };
         if calm {
             return;
         }
-        let age = life.began.elapsed();
+        if life.assigned.is_none() && says(&log, life.log_from, "partitions assigned") {
+            life.assigned = Some(Instant::now());
+            *self.counts.entry("started, and came to an assignment").or_default() += 1;
+            *self.counts.entry("milliseconds to it, added up").or_default() += life.began.elapsed().as_millis() as u64;
+        }
+        let since = if life.plan.once_assigned { life.assigned } else { Some(life.began) };
+        let age = since.map_or(Duration::ZERO, |since| since.elapsed());
         if let Some((at, long)) = life.plan.freeze {
             match life.frozen {
                 None if age >= at => {
@@ -297,7 +310,7 @@ impl<'a> Slots<'a> {
             process::send(&life.child, libc::SIGTERM);
             life.termed = true;
         }
-        if age >= life.plan.kill_at {
+        if age >= life.plan.kill_at || life.began.elapsed() >= LONGEST {
             let armed = life.plan.step.is_some();
             let gone = !life.plan.away.is_zero();
             self.kill(
@@ -326,10 +339,22 @@ impl<'a> Slots<'a> {
         if needs_a_part && self.seen.unconfirmed() == 0 {
             *self.counts.entry("armed at S15 with nothing stored").or_default() += 1;
         }
+        if plan.step.as_ref().is_some_and(|(step, _)| *step == "S17") {
+            self.seen.want_quiet(number);
+        }
+        let log_from = std::fs::metadata(self.log(number)).map_or(0, |log| log.len());
         let child = self.spawn(number, &plan);
         *self.counts.entry(if plan.dynamic { "started without instance name" } else { "started" }).or_default() += 1;
-        self.places[place].life =
-            Some(Life { child, plan, began: Instant::now(), frozen: None, thawed: false, termed: false });
+        self.places[place].life = Some(Life {
+            child,
+            plan,
+            began: Instant::now(),
+            log_from,
+            assigned: None,
+            frozen: None,
+            thawed: false,
+            termed: false,
+        });
     }
 
     fn spawn(&self, number: usize, plan: &Plan) -> Child {
@@ -358,6 +383,14 @@ impl Drop for Slots<'_> {
             let _ = life.child.kill().and_then(|()| life.child.wait());
         }
     }
+}
+
+/// Whether the file holds this text from there on.
+fn says(file: &Path, from: u64, text: &str) -> bool {
+    let Ok(mut file) = File::open(file) else { return false };
+    let mut log = Vec::new();
+    let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut log));
+    read.is_ok() && String::from_utf8_lossy(&log).contains(text)
 }
 
 /// The most memory that the process has had at once, in MiB; `None` when it has just ended.

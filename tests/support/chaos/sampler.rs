@@ -1,7 +1,7 @@
 //! Looks at Kafka's offsets and the ledger's while everything goes on: I4, and how far the job has come.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,9 +20,21 @@ pub struct Seen {
     next: Mutex<BTreeMap<i32, i64>>,
     unconfirmed: AtomicI64,
     ended: AtomicBool,
+    /// The place of a replica that waits for messages without output, plus one.
+    quiet: AtomicUsize,
 }
 
 impl Seen {
+    /// The replica at this place is to have nothing but messages without output for a while.
+    pub fn want_quiet(&self, place: usize) {
+        self.quiet.store(place + 1, Ordering::SeqCst);
+    }
+
+    /// The place that was asked for since the last time.
+    pub fn take_quiet(&self) -> Option<usize> {
+        self.quiet.swap(0, Ordering::SeqCst).checked_sub(1)
+    }
+
     pub fn next(&self, partition: i32) -> i64 {
         self.next.lock().expect("no panic").get(&partition).copied().unwrap_or_default()
     }
