@@ -139,7 +139,9 @@ impl Probe {
 
     fn kafka(&self) -> Option<Vec<(i32, i64)>> {
         let mut asked = TopicPartitionList::new();
-        (0..self.partitions).for_each(|partition| drop(asked.add_partition(&self.topic, partition)));
+        for partition in 0..self.partitions {
+            asked.add_partition(&self.topic, partition);
+        }
         let found = self.consumer.committed_offsets(asked, Duration::from_secs(2)).ok()?;
         let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
             Offset::Offset(offset) => Some((element.partition(), offset)),

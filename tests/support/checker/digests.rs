@@ -8,6 +8,9 @@ use super::super::model::id_in;
 
 pub type Digest = u128;
 
+/// Rows that can be read again and again.
+pub type Rows<'a> = Box<dyn Fn(&mut dyn FnMut(&[u8])) + 'a>;
+
 pub fn digest(text: &[u8]) -> Digest {
     let hash = sha256(text);
     u128::from_be_bytes(hash[..16].try_into().expect("16 of 32 bytes"))
@@ -71,7 +74,7 @@ impl Difference {
 
     /// In words, with examples: both streams are read again for those rows alone. A lost and a foreign row of the same campaign
     /// and client are one row that differs.
-    pub fn describe(&self, expected: &dyn Fn(&mut dyn FnMut(&[u8])), found: &dyn Fn(&mut dyn FnMut(&[u8]))) -> String {
+    pub fn describe(&self, expected: &Rows<'_>, found: &Rows<'_>) -> String {
         let lost = look_up(&self.lost_ones, expected);
         let foreign = look_up(&self.foreign_ones, found);
         let doubled = look_up(&self.doubled_ones, found);
@@ -97,7 +100,7 @@ impl Difference {
     }
 }
 
-fn look_up(wanted: &BTreeSet<Digest>, rows: &dyn Fn(&mut dyn FnMut(&[u8]))) -> Vec<String> {
+fn look_up(wanted: &BTreeSet<Digest>, rows: &Rows<'_>) -> Vec<String> {
     let mut texts = BTreeMap::new();
     if !wanted.is_empty() {
         rows(&mut |row| {

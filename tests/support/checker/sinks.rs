@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::messages::Record;
 use super::super::model::{Verdict, id_in, split_time};
-use super::digests::{Digest, difference, digest};
+use super::digests::{Digest, Rows, difference, digest};
 use super::expected::Expected;
 use super::history::Part;
 use super::{Evidence, Examination, Examples, Stream};
@@ -40,8 +40,6 @@ pub fn check(evidence: &Evidence<'_>, expected: &mut Expected, to: &mut Examinat
         (records(&evidence.committed), texts(&evidence.table))
     });
 }
-
-type Rows<'a> = Box<dyn Fn(&mut dyn FnMut(&[u8])) + 'a>;
 
 fn compare<'a>(
     what: &str,
