@@ -52,6 +52,7 @@ missing() {
   has openssl || echo openssl
   has_java || echo java
   has mvn || echo maven
+  has faketime || echo faketime
 }
 
 # Debian's name for a Java that is new enough: older releases' default is not.
@@ -77,9 +78,9 @@ explain() {
     exit 0
   fi
   die "these are missing, and only root may install them: $*" \
-    "Debian, Ubuntu: sudo apt-get install build-essential pkg-config libssl-dev zlib1g-dev postgresql kcat openssl openjdk-17-jre-headless maven" \
-    "Fedora: sudo dnf install gcc gcc-c++ make pkgconf openssl-devel zlib-devel postgresql-server postgresql kcat openssl java-21-openjdk-headless maven" \
-    "macOS: xcode-select --install && brew install pkg-config openssl zlib postgresql kcat openjdk maven" \
+    "Debian, Ubuntu: sudo apt-get install build-essential pkg-config libssl-dev zlib1g-dev postgresql kcat openssl openjdk-17-jre-headless maven faketime" \
+    "Fedora: sudo dnf install gcc gcc-c++ make pkgconf openssl-devel zlib-devel postgresql-server postgresql kcat openssl java-21-openjdk-headless maven libfaketime" \
+    "macOS: xcode-select --install && brew install pkg-config openssl zlib postgresql kcat openjdk maven libfaketime" \
     "Without any of them: docker-compose up runs the job, Kafka and Postgres in containers."
 }
 

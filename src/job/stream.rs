@@ -66,7 +66,7 @@ impl Transaction {
             letters_to: engine.letters_to.clone(),
             copy: engine.copy.clone(),
             sql_hash: engine.sql_hash.clone(),
-            deadline: Instant::now() + KAFKA_PATIENCE,
+            deadline: Instant::now() + kafka_patience(),
         }
     }
 
@@ -182,4 +182,12 @@ impl Transaction {
         let producer = self.producer.clone();
         kafka::blocking(move || producer.abort()).await
     }
+}
+
+/// Tests are less patient: `FAILPOINTS="kafka_patience=return(4000)"`, in milliseconds.
+fn kafka_patience() -> Duration {
+    fail::fail_point!("kafka_patience", |millis| {
+        millis.and_then(|millis| millis.parse().ok()).map_or(KAFKA_PATIENCE, Duration::from_millis)
+    });
+    KAFKA_PATIENCE
 }

@@ -28,6 +28,9 @@ const ACK_POLL: Duration = Duration::from_millis(1);
 /// How long one try of an abort lasts before reports are read again.
 const ABORT_STEP: Duration = Duration::from_millis(100);
 
+/// Serving callbacks takes microseconds; what takes longer is something else, and not worth a hanging lane.
+const SERVE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a record costs beside key, value and headers, at most: batch header 61, record header with varints 21 or less.
 const RECORD_OVERHEAD: usize = 128;
 
@@ -69,7 +72,11 @@ impl Producer {
             ("delivery.report.only.error", "true"),
         ];
         let doing = format!("opening the transactional producer {transactional_id}");
-        let producer: BaseProducer<Failures> = kafka::client_config(&user, &owned)
+        let mut config = kafka::client_config(&user, &owned);
+        // Connections that break are told in the log of this level and kind alone, see `Failures::log`.
+        let debug = user.get("debug").map_or_else(|| "broker".into(), |wanted| format!("{wanted},broker"));
+        config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
+        let producer: BaseProducer<Failures> = config
             .create_with_context(Failures::default())
             .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
         if let Err(error) = producer.init_transactions(Timeout::After(kafka::CALL_TIMEOUT)) {
@@ -98,14 +105,14 @@ impl Producer {
     /// repeats an EndTxn by itself, and a late first one would end the next transaction half way. Only a producer opened
     /// anew may go on.
     pub fn begin(&self) -> Result<()> {
-        // Serves the callbacks that tell of trouble.
-        self.producer.poll(Duration::ZERO);
+        self.serve();
         if !self.begun.swap(true, Ordering::SeqCst) {
             self.producer.context().forget();
         } else if self.producer.context().tainted.load(Ordering::SeqCst) {
             return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
         }
         self.given_up.store(false, Ordering::SeqCst);
+        self.producer.context().open.store(true, Ordering::SeqCst);
         self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
     }
 
@@ -183,7 +190,9 @@ impl Producer {
         }
         self.producer.commit_transaction(Timeout::Never).map_err(|error| Error::Claim {
             what: format!("committing the Kafka transaction of {}: {error}", self.transactional_id),
-        })
+        })?;
+        self.closed();
+        Ok(())
     }
 
     /// Aborts a transaction whose commit was never attempted.
@@ -199,7 +208,24 @@ impl Producer {
             }
         };
         self.producer.context().clear();
-        outcome.map_err(Error::kafka("aborting a Kafka transaction"))
+        outcome.map_err(Error::kafka("aborting a Kafka transaction"))?;
+        self.closed();
+        Ok(())
+    }
+
+    /// Serves the callbacks that tell of trouble: all that wait, where one poll serves one. Only between transactions, where
+    /// what counts as in flight is nothing but them.
+    fn serve(&self) {
+        let began = Instant::now();
+        while self.producer.in_flight_count() > 0 && began.elapsed() < SERVE_LIMIT {
+            self.producer.poll(Duration::ZERO);
+        }
+    }
+
+    /// The transaction has ended. What its connections have had to say was said before its end.
+    fn closed(&self) {
+        self.serve();
+        self.producer.context().open.store(false, Ordering::SeqCst);
     }
 }
 
@@ -208,6 +234,8 @@ impl Producer {
 struct Failures {
     record: Mutex<Option<KafkaError>>,
     client: Mutex<Option<KafkaError>>,
+    /// A transaction is open, or its end not confirmed.
+    open: AtomicBool,
     tainted: AtomicBool,
 }
 
@@ -245,6 +273,13 @@ impl Failures {
 
 impl ClientContext for Failures {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // A single connection that breaks raises no error (only the loss of all brokers does), yet requests that were on
+        // their way in it are sent again. One that closes while nothing is open had none; and librdkafka closes some by
+        // itself, with other codes than these.
+        let broke = facility == "FAIL" && ["(_TRANSPORT)", "(_TIMED_OUT)"].iter().any(|code| message.contains(code));
+        if broke && self.open.load(Ordering::SeqCst) {
+            self.tainted.store(true, Ordering::SeqCst);
+        }
         kafka::log_librdkafka(level, facility, message);
     }
 

@@ -26,4 +26,8 @@ mod stack;
 mod start_errors;
 #[cfg(feature = "failpoints")]
 mod steps;
+#[cfg(target_os = "linux")]
+mod surroundings;
 mod telemetry;
+#[cfg(feature = "failpoints")]
+mod zombies;

@@ -42,6 +42,8 @@ fn all_connections_reset_again_and_again_in_mid_load() {
         let wanted = rows(&stack) + random.i64(1..40 * 25);
         wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted || LOAD.is_in_postgres(&stack, 600));
         assert!(!LOAD.is_in_postgres(&stack, 600), "the load was over before round {round}");
+        let proxies = [&network.kafka, &network.postgres];
+        wait_until("it is connected", PATIENCE, || proxies.iter().all(|proxy| proxy.connections() > 0));
         let which = random.usize(0..3);
         let cut = match which {
             0 => network.kafka.cut_all(),
@@ -85,25 +87,27 @@ fn servers_that_fall_silent_in_mid_load() {
 /// in the middle of that producer's next transaction: its rows without its offsets would be committed.
 #[test]
 fn a_late_end_of_a_transaction_does_not_end_the_next_one() {
-    let (stack, network) = small_batches("late_end");
+    let (mut stack, network) = small_batches("late_end");
+    stack.set("job", "instance", "late");
     let mut job = Job::spawn(&stack, &["run"]);
-    let step = |job: &mut Job, campaigns: std::ops::Range<usize>| {
-        LOAD.produce(&stack, campaigns.clone());
-        everything_arrives(&stack, campaigns.end);
-        assert!(job.is_running());
-    };
-    step(&mut job, 0..1);
+    // Each partition has had a commit, so that a claim has nothing to write.
+    for n in 0..3 {
+        stack.produce([LOAD.message(n).partition(n as i32)]);
+        everything_arrives(&stack, n + 1);
+    }
     let late = network.kafka.hold(Match::kafka(api::END_TXN));
-    LOAD.produce(&stack, 1..2);
+    LOAD.produce(&stack, 3..4);
     wait_until("an EndTxn is held", PATIENCE, || late.injected() == 1);
     late.cut();
-    everything_arrives(&stack, 2);
+    everything_arrives(&stack, 4);
     // The other producer's turn; then it is that one's again, stopped between its rows and its offsets.
-    step(&mut job, 2..3);
+    LOAD.produce(&stack, 4..5);
+    everything_arrives(&stack, 5);
+    assert!(job.is_running());
     let offsets = network.kafka.hold(Match::kafka(api::ADD_OFFSETS_TO_TXN));
-    LOAD.produce(&stack, 3..4);
+    LOAD.produce(&stack, 5..6);
     wait_until("the next transaction is open", PATIENCE, || offsets.injected() == 1);
-    assert!(LOAD.is_in_postgres(&stack, 4), "Postgres goes first");
+    assert!(LOAD.is_in_postgres(&stack, 6), "Postgres goes first");
     late.release();
     wait_until("the late one is answered", PATIENCE, || late.late_replies().len() == 1);
     // Size, correlation id, throttle time, error.
@@ -113,7 +117,10 @@ fn a_late_end_of_a_transaction_does_not_end_the_next_one() {
     job.kill9();
     offsets.release();
     let job = Job::spawn(&stack, &["run"]);
-    everything_arrives(&stack, 4);
-    ends(job, &stack, 4);
+    wait_until("the stored batch is confirmed", PATIENCE, || {
+        stack.number("SELECT count(*) FROM dinnerbell.parts") == 0
+    });
+    everything_arrives(&stack, 6);
+    ends(job, &stack, 6);
     assert_ne!(error, 0, "the late EndTxn ended a transaction");
 }

@@ -25,7 +25,12 @@ impl Load {
 
     /// Produces these campaigns.
     pub fn produce(self, stack: &Stack, campaigns: std::ops::Range<usize>) {
-        stack.produce(campaigns.map(|n| Message::of(self.campaign(n).json())));
+        stack.produce(campaigns.map(|n| self.message(n)));
+    }
+
+    /// The message of campaign n.
+    pub fn message(self, n: usize) -> Message {
+        Message::of(self.campaign(n).json())
     }
 
     fn campaign(self, n: usize) -> Campaign {

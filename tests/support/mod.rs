@@ -13,6 +13,8 @@ mod campaigns;
 mod certs;
 pub mod chaos;
 pub mod checker;
+#[cfg(target_os = "linux")]
+mod disk;
 mod job;
 mod kafka;
 mod load;
@@ -28,8 +30,10 @@ mod witness;
 pub use campaigns::{Campaign, client, restaurant, sample};
 pub use certs::Certs;
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
+#[cfg(target_os = "linux")]
+pub use disk::Disk;
 pub use job::Job;
-pub use kafka::{Kafka, KafkaOptions, create_topic};
+pub use kafka::{Kafka, KafkaOptions, create_topic, shared as shared_kafka};
 pub use load::{Load, rows_of_table};
 pub use messages::{Message, Record, consume_all, consume_each, produce};
 pub use places::home;

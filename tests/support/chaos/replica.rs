@@ -234,6 +234,8 @@ impl<'a> Slots<'a> {
                 self.places[place].last = Some(step);
             }
             (_, _, Some(0)) if termed => *self.counts.entry("SIGTERM, drained").or_default() += 1,
+            // It did not listen yet.
+            (Some(libc::SIGTERM), ..) if termed => *self.counts.entry("SIGTERM, during the start").or_default() += 1,
             (_, _, Some(1)) if self.is_fenced_by_itself(place) => {
                 *self.counts.entry(FENCED_BY_ITSELF).or_default() += 1;
             }
