@@ -4,11 +4,16 @@
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/dinnerbell
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
-.PHONY: help demo test check fuzz deny setup setup-demo jars
+SEED ?=
+MINUTES ?= 2
+
+.PHONY: help demo test chaos mutants check fuzz deny setup setup-demo jars
 
 help:
 	@echo "make demo    shows the job at work: in-process broker, private Postgres (ARGS='--once' stops after the last campaign)"
 	@echo "make test    runs every test, on a real Kafka and a real Postgres (ARGS='name' runs those of that name)"
+	@echo "make chaos   kills replicas and breaks servers for MINUTES=2, then checks every promise (SEED=, ARGS='--help')"
+	@echo "make mutants takes the guards of delivery away, one by one, and shows that tests notice (ARGS='name' for one)"
 	@echo "make check   formatting and lints"
 	@echo "make fuzz    random bytes against decoder and stored chunks, each for two minutes (ARGS=600: seconds; needs nightly)"
 	@echo "make deny    licenses, sources and bans of dependencies (needs cargo-deny)"
@@ -19,10 +24,17 @@ demo: setup-demo
 test: setup jars
 	cargo test --features failpoints $(ARGS)
 
+chaos: setup jars
+	cargo test --features failpoints --test chaos -- --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+mutants: setup jars
+	scripts/mutants.sh $(ARGS)
+
 check:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features failpoints -- -D warnings
+	cargo clippy --test chaos --features failpoints -- -D warnings
 
 # Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
 # memory without bound, and the fuzzed modules have no unsafe code.

@@ -256,7 +256,10 @@ fn kafka_remedy(error: &rdkafka::error::KafkaError) -> &'static str {
         Some(Code::InconsistentGroupProtocol) => {
             "other members of the group use another assignor or protocol: choose another [source] group_id"
         }
-        Some(Code::FencedInstanceId) => "another process runs under the same [job] instance: give each its own",
+        Some(Code::FencedInstanceId) => {
+            "another process runs under the same [job] instance: give each its own; if there is none, this one stood still for \
+             longer than its session timeout: start it again"
+        }
         _ => "",
     }
 }

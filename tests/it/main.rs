@@ -7,6 +7,9 @@
 mod support;
 
 mod bad_messages;
+#[cfg(feature = "failpoints")]
+mod chaos;
+mod checker;
 mod cli;
 mod deliver;
 mod demo;
@@ -20,9 +23,9 @@ mod million;
 mod network;
 mod proxy;
 mod refused_rows;
-mod secrets;
 #[cfg(feature = "failpoints")]
 mod repair;
+mod secrets;
 mod security;
 mod sizes;
 mod sql_edits;

@@ -86,6 +86,24 @@ fn many_refused_ones_are_found_among_many_good_ones() {
     assert_eq!(rows, good.map(|campaign| campaign.adv_campaign_id.clone()).collect::<Vec<_>>());
 }
 
+/// Rows of the others are on their way to Kafka by the thousands when Postgres refuses one: what is thrown away with them
+/// must not be taken for trouble of the commit that is done again.
+#[test]
+fn a_refusal_in_the_middle_of_many_rows_is_no_trouble() {
+    let stack = Stack::new("refused_many");
+    stack.execute("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> 'rude')");
+    stack.subscribe((1..=3000).map(|n| (client(n), restaurant(1))));
+    let content = |n: usize| if n % 10 == 9 { "rude" } else { "good" };
+    let campaigns: Vec<_> = (0..60).map(|n| ring(n, content(n))).collect();
+    stack.produce(campaigns.iter().map(|campaign| Message::of(campaign.json()).partition(0)));
+    let mut job = Job::spawn(&stack, &["run"]);
+    taken(&mut job, 60);
+    let told = stop(job);
+    assert!(!told.contains("paused") && !told.contains("anew"), "{told}");
+    assert_eq!(stack.read_dead_letters().len(), 6);
+    assert_eq!(Witness::DOCUMENTED.rows(&stack).len(), 54 * 3000);
+}
+
 #[test]
 fn of_those_that_conflict_with_each_other_the_first_stands() {
     let stack = Stack::new("conflict");

@@ -151,7 +151,8 @@ impl Kafka {
         process::send(self.child.as_ref().expect("the broker runs"), libc::SIGCONT);
     }
 
-    fn log(&self) -> PathBuf {
+    /// What it prints.
+    pub fn log(&self) -> PathBuf {
         self.home.join("kafka.log")
     }
 

@@ -11,12 +11,15 @@
 
 mod campaigns;
 mod certs;
+pub mod chaos;
+pub mod checker;
 #[cfg(target_os = "linux")]
 mod disk;
 mod job;
 mod kafka;
 mod load;
 mod messages;
+pub mod model;
 mod places;
 mod postgres;
 mod proxy;

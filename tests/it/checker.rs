@@ -1,0 +1,298 @@
+//! The checker can fail: a small run is written down by hand, all of it right, and then spoilt in one place after the other.
+
+use std::collections::BTreeMap;
+
+use crate::support::checker::{
+    Change, Evidence, Examination, GroupOffset, History, Part, decode_group_offset, examine,
+};
+use crate::support::model::Model;
+use crate::support::{Campaign, Record, client, restaurant};
+
+const JOB: &str = "job";
+const MADE: i64 = 1_700_000_000;
+/// The time of an attempt that was rolled back.
+const EARLIER: i64 = MADE - 1;
+
+/// What a run has left. Partition 0 holds, in two advances with a part each and one without: [triggered, dead letter], [expired,
+/// triggered], [no match]; partition 1 one triggered message.
+#[derive(Clone)]
+struct Left {
+    input: Vec<Record>,
+    table: Vec<String>,
+    committed: Vec<Record>,
+    aborted: Vec<Record>,
+    letters: Vec<Record>,
+    history: History,
+    offsets: Vec<GroupOffset>,
+    sent_again: Vec<(i32, i64, i64)>,
+}
+
+fn model() -> Model {
+    let subscriptions = (1..=2).map(|n| (restaurant(n), (0..3).map(|c| client(10 * n + c)).collect())).collect();
+    Model { subscriptions, refused_content: Some("rude".into()), now: MADE }
+}
+
+fn record(partition: i32, offset: i64, value: impl Into<Vec<u8>>) -> Record {
+    Record { partition, offset, timestamp: None, key: None, value: Some(value.into()), headers: Vec::new() }
+}
+
+fn campaign(n: usize) -> Campaign {
+    Campaign::new(n, restaurant(if n == 9 { 1 } else { 2 }))
+}
+
+fn rows(n: usize, made: i64) -> Vec<String> {
+    let campaign = campaign(n);
+    let clients = model().clients(&campaign).expect("it has some").clone();
+    clients.iter().map(|client| campaign.trigger(client, made)).collect()
+}
+
+fn letter(partition: i32, offset: i64, value: &str, stage: &str, path: &str) -> Record {
+    let header = |name: &str, value: String| (format!("dinnerbell.{name}"), Some(value.into_bytes()));
+    let headers = vec![
+        header("partition", partition.to_string()),
+        header("offset", offset.to_string()),
+        header("stage", stage.into()),
+        header("path", path.into()),
+    ];
+    Record { headers, ..record(0, 0, value) }
+}
+
+fn metadata(epoch: i64, commit: &str) -> String {
+    format!("{JOB};{epoch};{commit}")
+}
+
+/// (partition, old (offset, epoch), new offset, last output, epoch, commit)
+type Row = (i32, Option<(i64, i64)>, i64, i64, i64, &'static str);
+
+fn changes(rows: &[Row]) -> Vec<Change> {
+    let change = |(at, &(partition, old, next_offset, last_output_to, epoch, commit)): (usize, &Row)| {
+        // A claim raises the epoch and leaves the metadata as it is.
+        let written = if commit.is_empty() { metadata(0, "nil") } else { metadata(1, commit) };
+        Change { partition, old, next_offset, last_output_to, epoch, metadata: written, at: 1_000 + at as i64 }
+    };
+    rows.iter().enumerate().map(change).collect()
+}
+
+fn part(partition: i32, from: i64, to: i64, commit: &str, rows: u64, letters: u64, outcomes: &[(&str, u64)]) -> Part {
+    let outcomes: BTreeMap<String, u64> = outcomes.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+    let commit = commit.to_owned();
+    Part { partition, from, to, commit, rows, letters, outcomes, triggered_at: MADE, deleted: 1 }
+}
+
+fn good() -> Left {
+    let nobodys = Campaign::new(4, restaurant(77));
+    let input = vec![
+        record(0, 0, campaign(0).json()),
+        record(0, 1, "{no JSON"),
+        record(0, 2, campaign(2).expired().json()),
+        record(0, 3, campaign(3).json()),
+        record(0, 4, nobodys.json()),
+        record(1, 0, campaign(9).json()),
+    ];
+    let table: Vec<String> = [0, 3, 9].iter().flat_map(|n| rows(*n, MADE)).collect();
+    // The rows of campaign 0 stand aborted before they stand committed, and there was an attempt before that.
+    let aborted = [rows(0, EARLIER), rows(0, MADE)].concat();
+    let aborted: Vec<Record> = aborted.iter().enumerate().map(|(n, row)| record(0, n as i64, row.as_str())).collect();
+    let committed = table.iter().enumerate().map(|(n, row)| record(0, 100 + n as i64, row.as_str())).collect();
+    let history = History {
+        changes: changes(&[
+            (0, None, 0, 0, 0, ""),
+            (1, None, 0, 0, 0, ""),
+            (0, Some((0, 0)), 0, 0, 1, ""),
+            (1, Some((0, 0)), 0, 0, 1, ""),
+            (0, Some((0, 1)), 2, 2, 1, "a"),
+            (0, Some((2, 1)), 4, 4, 1, "b"),
+            (1, Some((0, 1)), 1, 1, 1, "b"),
+            (0, Some((4, 1)), 5, 4, 1, "c"),
+        ]),
+        parts: vec![
+            part(0, 0, 2, "a", 3, 1, &[("triggered", 1)]),
+            // What came before its last message was counted by itself.
+            part(0, 2, 4, "b", 3, 0, &[("triggered", 1)]),
+            part(1, 0, 1, "b", 3, 0, &[("triggered", 1)]),
+        ],
+        ends: [(0, 5), (1, 1)].into(),
+    };
+    let offset = |partition, offset, metadata, at| GroupOffset { partition, offset, metadata, at };
+    let offsets = vec![
+        offset(0, 0, metadata(0, "nil"), 1_010),
+        offset(1, 0, metadata(0, "nil"), 1_010),
+        offset(0, 2, metadata(1, "a"), 1_011),
+        offset(0, 4, metadata(1, "b"), 1_012),
+        offset(1, 1, metadata(1, "b"), 1_012),
+        offset(0, 5, metadata(1, "c"), 1_013),
+    ];
+    let letters = vec![letter(0, 1, "{no JSON", "decode", "$")];
+    Left { input, table, committed, aborted, letters, history, offsets, sent_again: vec![(0, 0, 2)] }
+}
+
+fn look_at(left: &Left) -> Examination {
+    let model = model();
+    let records = |list: &Vec<Record>| {
+        let list = list.clone();
+        Box::new(move |each: &mut dyn FnMut(Record)| list.iter().cloned().for_each(each)) as _
+    };
+    let table = left.table.clone();
+    examine(&Evidence {
+        model: &model,
+        input: records(&left.input),
+        table: Box::new(move |each| table.iter().cloned().for_each(each)),
+        committed: records(&left.committed),
+        uncommitted: records(&[left.aborted.clone(), left.committed.clone()].concat()),
+        letters: records(&left.letters),
+        history: left.history.clone(),
+        offsets: left.offsets.clone(),
+        sent_again: left.sent_again.clone(),
+    })
+}
+
+/// Spoils the good run and asserts that a finding of this name says this.
+#[track_caller]
+fn finds(invariant: &str, says: &str, spoil: impl FnOnce(&mut Left)) {
+    let mut left = good();
+    spoil(&mut left);
+    let Examination { findings, .. } = look_at(&left);
+    let named = findings.iter().any(|finding| finding.invariant == invariant && finding.what.contains(says));
+    assert!(named, "nothing of {invariant} says {says:?}: {findings:#?}");
+}
+
+#[test]
+fn a_run_that_is_right_passes() {
+    let Examination { findings, facts } = look_at(&good());
+    assert_eq!(findings, []);
+    let fact = |name: &str| facts[name];
+    assert_eq!(
+        [fact("rows"), fact("rows in the table"), fact("rows in the topic"), fact("dead letters")],
+        [9, 9, 9, 1]
+    );
+    assert_eq!([fact("advances"), fact("claims of a partition"), fact("stored parts")], [4, 2, 3]);
+    assert_eq!(fact("aborted records"), 6);
+    assert_eq!(fact("aborted records of stored parts, committed with the same bytes"), 3);
+    assert_eq!([fact("outcome triggered"), fact("outcome expired"), fact("outcome dead_letter")], [3, 1, 1]);
+}
+
+#[test]
+fn rows_that_are_lost_doubled_or_different() {
+    let table = "the sink table and the model: ";
+    let topic = "the output topic and the model: ";
+    let between = "the sink table and the output topic, whole rows: ";
+    finds("I1", &format!("{table}1 rows lost, 0 doubled, 0 differing, 0 of no message; lost: {{"), |left| {
+        left.table.remove(4);
+    });
+    finds("I1", &format!("{topic}1 rows lost, 0 doubled, 0 differing, 0 of no message; lost: {{"), |left| {
+        left.committed.remove(0);
+    });
+    // Lost in both: the sinks are equal, and still wrong.
+    finds("I1", &format!("{topic}2 rows lost"), |left| {
+        left.table.drain(..2);
+        left.committed.drain(..2);
+    });
+    finds("I1", &format!("{table}0 rows lost, 1 doubled, 0 differing, 0 of no message; doubled: {{"), |left| {
+        left.table.push(left.table[1].clone());
+    });
+    finds("I1", &format!("{topic}0 rows lost, 2 doubled"), |left| {
+        let row = left.committed[2].value.clone().unwrap();
+        left.committed.extend([200, 201].map(|offset| record(0, offset, row.clone())));
+    });
+    finds("I1", &format!("{table}0 rows lost, 0 doubled, 1 differing, 0 of no message; differing: {{"), |left| {
+        left.table[0] = left.table[0].replace("a second dessert", "a third dessert");
+    });
+    finds("I1", &format!("{topic}0 rows lost, 0 doubled, 0 differing, 1 of no message"), |left| {
+        left.committed.push(record(0, 200, campaign(55).trigger(&client(3), MADE)));
+    });
+    // The time alone: the model does not know it, the other sink does, and so does the ledger.
+    finds("I1", &format!("{between}0 rows lost, 0 doubled, 1 differing"), |left| {
+        left.table[0] = left.table[0].replace(&MADE.to_string(), &EARLIER.to_string());
+    });
+    finds("I1", "another time than the stored part", |left| {
+        let other = |row: String| row.replace(&MADE.to_string(), &EARLIER.to_string());
+        left.table[0] = other(left.table[0].clone());
+        left.committed[0] = record(0, 100, other(left.committed[0].text().to_owned()));
+    });
+    finds("I2", "(0, 3): 2 rows, its outcome is triggered with 3", |left| {
+        left.committed.remove(4);
+    });
+}
+
+#[test]
+fn dead_letters_that_are_lost_doubled_or_wrong() {
+    finds("I2", "1 dead letters are lost; the first: (0, 1)", |left| left.letters.clear());
+    finds("I2", "dead letters are doubled", |left| left.letters.push(left.letters[0].clone()));
+    finds("I2", "dead letters of messages that are none", |left| {
+        left.letters.push(letter(0, 3, "x", "decode", "$"));
+    });
+    finds("I2", "dead letters differ from their message", |left| left.letters[0].value = Some(b"{no".to_vec()));
+    finds("I2", "another stage or path", |left| left.letters[0] = letter(0, 1, "{no JSON", "encode", "$"));
+}
+
+#[test]
+fn a_ledger_that_counts_wrongly() {
+    let outcomes = |counts: &[(&str, u64)]| counts.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+    finds("I2", "outcomes are not the model's", |left| left.history.parts[0].outcomes = outcomes(&[("expired", 1)]));
+    // It counts the expired one as well, which is right, or two of them, which is not.
+    finds("I2", "outcomes are not the model's", |left| {
+        left.history.parts[1].outcomes = outcomes(&[("expired", 2), ("triggered", 1)]);
+    });
+    finds("I2", "other rows or letters", |left| left.history.parts[1].rows = 2);
+    finds("I2", "other rows or letters", |left| left.history.parts[0].letters = 0);
+    finds("I2", "part is missing", |left| drop(left.history.parts.remove(1)));
+    finds("I2", "other rows or letters", |left| left.history.parts[1].commit = "z".into());
+    finds("I5", "belong to no advance", |left| left.history.parts.push(part(0, 1, 3, "d", 1, 0, &[])));
+    finds("I5", "not deleted exactly once", |left| left.history.parts[0].deleted = 0);
+}
+
+#[test]
+fn advances_with_gaps_overlaps_or_steps_back() {
+    let spoilt = |left: &mut Left, at: usize, row: Row| {
+        left.history.changes[at] = Change { at: 1_000, ..changes(&[row]).remove(0) };
+    };
+    // From 2 straight to 4 is one thing, from 3 to 4 with nothing before is a gap.
+    finds("I5", "do not tile", |left| spoilt(left, 5, (0, Some((3, 1)), 4, 4, 1, "b")));
+    finds("I5", "do not tile", |left| drop(left.history.changes.remove(5)));
+    finds("I5", "partition 0 ends at 5, the ledger at Some(4)", |left| drop(left.history.changes.pop()));
+    finds("I5", "reaches beyond the input", |left| {
+        spoilt(left, 7, (0, Some((4, 1)), 6, 4, 1, "c"));
+        left.history.ends.insert(0, 6);
+    });
+    finds("I3", "next_offset or an epoch went back", |left| spoilt(left, 7, (0, Some((4, 1)), 3, 4, 1, "c")));
+    finds("I3", "next_offset or an epoch went back", |left| spoilt(left, 7, (0, Some((4, 1)), 5, 4, 0, "c")));
+    finds("I5", "neither a claim nor an advance", |left| spoilt(left, 7, (0, Some((4, 1)), 5, 4, 2, "c")));
+    finds("I5", "neither a claim nor an advance", |left| spoilt(left, 2, (0, Some((0, 0)), 0, 0, 2, "")));
+}
+
+#[test]
+fn offsets_in_kafka_that_the_ledger_does_not_know() {
+    finds("I4", "the ledger never had", |left| left.offsets[3].offset = 3);
+    finds("I4", "the ledger never had", |left| left.offsets[3].metadata = metadata(1, "x"));
+    finds("I4", "before they were in the ledger", |left| left.offsets[3].at = 1_000);
+    finds("I4", "went back", |left| left.offsets.swap(2, 3));
+    finds("I4", "end at different offsets", |left| drop(left.offsets.pop()));
+}
+
+#[test]
+fn aborted_records_with_other_bytes() {
+    finds("I6", "no rows of the model", |left| {
+        left.aborted.push(record(0, 50, rows(0, MADE)[0].replace("second", "third")));
+    });
+    // The aborted one is right by itself, and what stands committed is not the same.
+    finds("I6", "committed, byte for byte", |left| {
+        let row = left.committed.remove(0);
+        left.committed.push(record(0, 100, row.text().replace(&MADE.to_string(), &EARLIER.to_string())));
+    });
+    finds("I6", "no part that Postgres has committed", |left| left.sent_again.push((0, 2, 3)));
+}
+
+#[test]
+fn the_log_of_offsets_is_read_as_kafka_writes_it() {
+    let text = |text: &str| [&(text.len() as i16).to_be_bytes()[..], text.as_bytes()].concat();
+    let key = [&[0, 1][..], &text("group"), &text("topic"), &[0, 0, 0, 7]].concat();
+    let third = [&[0, 3][..], &42_i64.to_be_bytes(), &[0xff; 4], &text("job;1;a"), &[0; 8]].concat();
+    let fourth = [&[0, 4][..], &42_i64.to_be_bytes(), &[0xff; 4], &[8], b"job;1;a", &[0; 9]].concat();
+    for value in [third, fourth] {
+        let found = decode_group_offset("group", "topic", &key, Some(&value));
+        assert_eq!(found, Some((7, 42, "job;1;a".into())));
+    }
+    assert_eq!(decode_group_offset("other", "topic", &key, None), None);
+    // The group's own record, not an offset.
+    assert_eq!(decode_group_offset("group", "topic", &[&[0, 2][..], &text("group")].concat(), None), None);
+}

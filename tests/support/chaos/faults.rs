@@ -1,0 +1,279 @@
+//! What goes wrong beside the deaths of replicas. A new fault is a line in [`Fault::ALL`] and an arm in [`Faults::inject`].
+
+use std::collections::BTreeMap;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::super::checker::Examination;
+use super::super::proxy::{self, Match, Network, Proxy, api};
+use super::super::stack::Stack;
+use super::super::{Shutdown, campaigns};
+use super::feeder::Feeder;
+use super::replica::Slots;
+use super::report::Tally;
+use super::{Options, Servers};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// An administrator ends sessions of the job.
+    SessionsEnded,
+    /// Subscriptions change, of restaurants that have no campaigns: the lookup table is another one, what comes out is not.
+    LookupChanged,
+    /// Nothing but bad messages for a while.
+    Flood,
+    /// One replica more than usual, which goes again.
+    ReplicaJoins,
+    PostgresCrash,
+    PostgresRestart,
+    PostgresLocked,
+    BrokerFrozen,
+    BrokerCrash,
+    /// The network of the first replica, see [`super::super::proxy`].
+    ConnectionsReset,
+    BlackHole,
+    ReplyLost,
+    RequestDelayed,
+}
+
+/// Requests whose reply is lost, or which come late: every one that the protocol's outcome hangs on.
+const REQUESTS: [(&str, Request); 10] = [
+    ("EndTxn", Request::Kafka(api::END_TXN)),
+    ("TxnOffsetCommit", Request::Kafka(api::TXN_OFFSET_COMMIT)),
+    ("AddOffsetsToTxn", Request::Kafka(api::ADD_OFFSETS_TO_TXN)),
+    ("AddPartitionsToTxn", Request::Kafka(api::ADD_PARTITIONS_TO_TXN)),
+    ("Produce", Request::Kafka(api::PRODUCE)),
+    ("InitProducerId", Request::Kafka(api::INIT_PRODUCER_ID)),
+    ("OffsetFetch", Request::Kafka(api::OFFSET_FETCH)),
+    ("JoinGroup", Request::Kafka(api::JOIN_GROUP)),
+    ("advance and COMMIT", Request::Postgres("advance(")),
+    ("the claim's COMMIT", Request::Postgres("COMMIT")),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Request {
+    Kafka(i16),
+    Postgres(&'static str),
+}
+
+impl Fault {
+    /// With how often each comes, relative to the others.
+    const ALL: [(Fault, f64); 13] = [
+        (Fault::SessionsEnded, 6.0),
+        (Fault::LookupChanged, 4.0),
+        (Fault::Flood, 2.0),
+        (Fault::ReplicaJoins, 1.5),
+        (Fault::PostgresCrash, 1.0),
+        (Fault::PostgresRestart, 0.7),
+        (Fault::PostgresLocked, 1.0),
+        (Fault::BrokerFrozen, 1.0),
+        (Fault::BrokerCrash, 0.7),
+        (Fault::ConnectionsReset, 2.0),
+        (Fault::BlackHole, 1.0),
+        (Fault::ReplyLost, 6.0),
+        (Fault::RequestDelayed, 3.0),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Fault::SessionsEnded => "sessions ended by pg_terminate_backend",
+            Fault::LookupChanged => "subscriptions of other restaurants changed",
+            Fault::Flood => "flood of 200 bad messages",
+            Fault::ReplicaJoins => "replica added, and taken away again",
+            Fault::PostgresCrash => "Postgres shut down at once, and recovered",
+            Fault::PostgresRestart => "Postgres restarted in order",
+            Fault::PostgresLocked => "sink table locked for up to 2 s",
+            Fault::BrokerFrozen => "broker stopped for up to 5 s (SIGSTOP)",
+            Fault::BrokerCrash => "broker killed (kill -9), and started again",
+            Fault::ConnectionsReset => "network: all connections to one server reset",
+            Fault::BlackHole => "network: nothing passes for up to 13 s",
+            Fault::ReplyLost => "network: reply to be lost",
+            Fault::RequestDelayed => "network: request to be delayed for up to 8 s",
+        }
+    }
+}
+
+pub struct Faults {
+    random: fastrand::Rng,
+    every: f64,
+    next: Instant,
+    servers: Servers,
+    /// A fault that lasts; no other one meanwhile.
+    lasting: Option<JoinHandle<()>>,
+    counts: BTreeMap<Fault, u64>,
+    /// Faults that wait for their request, or have met it.
+    armed: Vec<(String, proxy::Fault)>,
+    changes: usize,
+}
+
+impl Faults {
+    pub fn new(options: &Options, random: fastrand::Rng, servers: Servers) -> Faults {
+        let next = Instant::now() + Duration::from_secs(5);
+        let every = options.fault_every;
+        Faults { random, every, next, servers, lasting: None, counts: BTreeMap::new(), armed: Vec::new(), changes: 0 }
+    }
+
+    pub fn tick(&mut self, stack: &Stack, slots: &mut Slots<'_>, feeder: &Feeder, to: &mut Examination) {
+        if self.every == 0.0 || !self.is_quiet(to) || Instant::now() < self.next {
+            return;
+        }
+        // Exponential: they come in bursts and leave gaps, as in life.
+        let pause = -self.every * (1.0 - self.random.f64()).ln();
+        self.next = Instant::now() + Duration::from_secs_f64(pause.min(self.every * 5.0));
+        let fault = self.draw();
+        if self.inject(fault, stack, slots, feeder) {
+            *self.counts.entry(fault).or_default() += 1;
+        }
+    }
+
+    fn draw(&mut self) -> Fault {
+        let all: f64 = Fault::ALL.iter().map(|(_, weight)| weight).sum();
+        let mut at = self.random.f64() * all;
+        let chosen = Fault::ALL.iter().find(|(_, weight)| {
+            at -= weight;
+            at < 0.0
+        });
+        chosen.map_or(Fault::SessionsEnded, |(fault, _)| *fault)
+    }
+
+    /// Whether it really happened.
+    fn inject(&mut self, fault: Fault, stack: &Stack, slots: &mut Slots<'_>, feeder: &Feeder) -> bool {
+        let pause = Duration::from_millis(self.random.u64(0..3_000));
+        match fault {
+            Fault::SessionsEnded => return self.end_sessions(stack),
+            Fault::LookupChanged => self.change_subscriptions(stack),
+            Fault::Flood => feeder.flood(200),
+            Fault::ReplicaJoins => return slots.join(self.random.u64(6..20)),
+            Fault::PostgresCrash => self.postgres(Shutdown::Immediate, pause),
+            Fault::PostgresRestart => self.postgres(Shutdown::Fast, pause),
+            Fault::PostgresLocked => self.lock_table(stack),
+            Fault::BrokerFrozen => {
+                let long = Duration::from_millis(self.random.u64(200..5_000));
+                self.last(move |servers| {
+                    let kafka = servers.kafka.lock().expect("no panic");
+                    kafka.freeze();
+                    std::thread::sleep(long);
+                    kafka.thaw();
+                });
+            }
+            Fault::BrokerCrash => self.last(move |servers| {
+                let mut kafka = servers.kafka.lock().expect("no panic");
+                kafka.kill9();
+                std::thread::sleep(pause);
+                kafka.resume();
+            }),
+            Fault::ConnectionsReset => {
+                let Network { kafka, postgres } = &*self.servers.network;
+                return if self.random.bool() { kafka.cut_all() > 0 } else { postgres.cut_all() > 0 };
+            }
+            Fault::BlackHole => {
+                let is_kafka = self.random.bool();
+                let long = Duration::from_millis(self.random.u64(200..13_000));
+                self.last(move |servers| {
+                    let Network { kafka, postgres } = &*servers.network;
+                    let proxy = if is_kafka { kafka } else { postgres };
+                    proxy.black_hole();
+                    std::thread::sleep(long);
+                    proxy.restore();
+                });
+            }
+            Fault::ReplyLost => self.arm("reply lost", Proxy::lose_reply),
+            Fault::RequestDelayed => {
+                let long = Duration::from_millis(self.random.u64(100..8_000));
+                self.arm("delayed", move |proxy, which| proxy.delay(which, long));
+            }
+        }
+        true
+    }
+
+    /// Strikes one of the next such requests; whether it did is only known in the end.
+    fn arm(&mut self, what: &str, how: impl FnOnce(&Proxy, Match) -> proxy::Fault) {
+        let (name, request) = REQUESTS[self.random.usize(0..REQUESTS.len())];
+        let nth = self.random.u32(1..4);
+        let Network { kafka, postgres } = &*self.servers.network;
+        let fault = match request {
+            Request::Kafka(key) => how(kafka, Match::kafka(key).nth(nth)),
+            Request::Postgres(text) => how(postgres, Match::postgres(text).nth(nth)),
+        };
+        self.armed.push((format!("{what}: {name}"), fault));
+    }
+
+    fn last(&mut self, fault: impl FnOnce(Servers) + Send + 'static) {
+        let servers = self.servers.clone();
+        self.lasting = Some(std::thread::spawn(move || fault(servers)));
+    }
+
+    fn postgres(&mut self, shutdown: Shutdown, pause: Duration) {
+        self.last(move |servers| {
+            let mut postgres = servers.postgres.lock().expect("no panic");
+            postgres.stop(shutdown);
+            std::thread::sleep(pause);
+            postgres.resume();
+        });
+    }
+
+    /// Some or all of them.
+    fn end_sessions(&mut self, stack: &Stack) -> bool {
+        let some = self.random.u32(1..8);
+        let ended = stack.number(&format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name LIKE 'dinnerbell%' ORDER BY random() LIMIT {some}) AS s"
+        ));
+        ended > 0
+    }
+
+    fn change_subscriptions(&mut self, stack: &Stack) {
+        self.changes += 1;
+        let other = campaigns::restaurant(10_000 + self.changes % 50);
+        let client = campaigns::client(self.random.usize(0..5_000));
+        stack.execute(&format!(
+            "DELETE FROM subscribers_restaurants WHERE restaurant_id = '{other}'; \
+             INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('{client}', '{other}'), ('{client}', '{other}')"
+        ));
+    }
+
+    /// As a migration does it, between two commits or in the middle of them.
+    fn lock_table(&mut self, stack: &Stack) {
+        let url = stack.url.clone();
+        let seconds = self.random.f64() * 2.0;
+        self.last(move |_| {
+            super::super::block_on(async move {
+                let client = super::super::connect(&url).await;
+                let sql = format!(
+                    "BEGIN; LOCK TABLE subscribers_feedback IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds}); COMMIT"
+                );
+                client.batch_execute(&sql).await.expect("nothing else goes wrong meanwhile");
+            });
+        });
+    }
+
+    fn is_quiet(&mut self, to: &mut Examination) -> bool {
+        if self.lasting.as_ref().is_some_and(|fault| !fault.is_finished()) {
+            return false;
+        }
+        self.join(to);
+        true
+    }
+
+    fn join(&mut self, to: &mut Examination) {
+        if self.lasting.take().is_some_and(|fault| fault.join().is_err()) {
+            to.find("harness", "a fault that lasts has panicked: a server did not come back, or answered strangely");
+        }
+    }
+
+    /// The last one is over, and all servers run.
+    pub fn end(&mut self, to: &mut Examination) {
+        self.join(to);
+        self.armed.iter().for_each(|(_, fault)| fault.release());
+    }
+
+    pub fn account(&self, tally: &mut Tally) {
+        for (fault, _) in Fault::ALL {
+            tally.fact(format!("fault: {}", fault.name()), self.counts.get(&fault).copied().unwrap_or_default());
+        }
+        let mut met: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, fault) in &self.armed {
+            *met.entry(format!("network: {name}")).or_default() += fault.injected();
+        }
+        met.into_iter().for_each(|(name, count)| tally.fact(name, count));
+    }
+}

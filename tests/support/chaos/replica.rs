@@ -1,0 +1,414 @@
+//! The replicas: places of which each lives one planned life after the other.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dinnerbell::demo::process;
+
+use super::super::checker::Examination;
+use super::super::proxy::Network;
+use super::super::run::tail;
+use super::super::stack::Stack;
+use super::Options;
+use super::plan::{Plan, draw, no_hits};
+use super::report::Tally;
+use super::sampler::Seen;
+
+/// A life that comes to no assignment ends after so long.
+const LONGEST: Duration = Duration::from_secs(40);
+
+/// The session timeout that the job asks for.
+const SESSION: Duration = Duration::from_secs(10);
+
+const FENCED_BY_ITSELF: &str = "halted as fenced by its own heartbeat, after a freeze or an outage beyond the session";
+
+const STOPS_WITHIN: Duration = Duration::from_secs(20);
+
+pub struct Slots<'a> {
+    stack: &'a Stack,
+    logs: PathBuf,
+    options: &'a Options,
+    random: fastrand::Rng,
+    places: Vec<Place>,
+    /// Deaths at each step.
+    hits: BTreeMap<&'static str, u64>,
+    /// Everything else that happened to replicas.
+    counts: BTreeMap<&'static str, u64>,
+    deaths: u64,
+    peak: u64,
+    looked: Instant,
+    /// The faults are over: nobody is armed or killed any more.
+    calm: bool,
+    seen: Arc<Seen>,
+    network: Arc<Network>,
+}
+
+struct Place {
+    number: usize,
+    life: Option<Life>,
+    /// When the next life begins.
+    due: Instant,
+    /// The step at which the last life ended, if it was one.
+    last: Option<&'static str>,
+    /// A replica beyond the usual number, and until when.
+    extra: Option<Instant>,
+}
+
+struct Life {
+    child: Child,
+    plan: Plan,
+    began: Instant,
+    /// Where the log of this life begins.
+    log_from: u64,
+    assigned: Option<Instant>,
+    frozen: Option<Instant>,
+    thawed: bool,
+    termed: bool,
+}
+
+impl<'a> Slots<'a> {
+    pub fn new(
+        stack: &'a Stack,
+        logs: &Path,
+        options: &'a Options,
+        random: fastrand::Rng,
+        seen: Arc<Seen>,
+        network: Arc<Network>,
+    ) -> Slots<'a> {
+        let place = |number| Place { number, life: None, due: Instant::now(), last: None, extra: None };
+        Slots {
+            stack,
+            logs: logs.to_owned(),
+            options,
+            random,
+            places: (0..options.replicas).map(place).collect(),
+            hits: no_hits(),
+            counts: BTreeMap::new(),
+            deaths: 0,
+            peak: 0,
+            looked: Instant::now(),
+            calm: false,
+            seen,
+            network,
+        }
+    }
+
+    /// Ends and begins the lives whose time has come, and looks at how the others have ended.
+    pub fn tick(&mut self, to: &mut Examination) {
+        for place in 0..self.places.len() {
+            self.bury(place, to);
+            self.carry_out(place);
+            self.bear(place);
+        }
+        self.places.retain(|place| place.life.is_some() || place.extra.is_none_or(|until| Instant::now() < until));
+        if self.looked.elapsed() > Duration::from_millis(250) {
+            self.looked = Instant::now();
+            let lives = self.places.iter().filter_map(|place| place.life.as_ref());
+            self.peak = lives.filter_map(|life| peak(life.child.id())).fold(self.peak, u64::max);
+        }
+    }
+
+    /// One replica more, for a while.
+    pub fn join(&mut self, seconds: u64) -> bool {
+        let joins = !self.calm && self.places.len() == self.options.replicas;
+        if joins {
+            let until = Some(Instant::now() + Duration::from_secs(seconds));
+            self.places.push(Place {
+                number: self.options.replicas,
+                life: None,
+                due: Instant::now(),
+                last: None,
+                extra: until,
+            });
+        }
+        joins
+    }
+
+    pub fn deaths(&self) -> u64 {
+        self.deaths
+    }
+
+    pub fn least_hits(&self) -> u64 {
+        self.hits.values().copied().min().unwrap_or_default()
+    }
+
+    /// For people.
+    pub fn hits(&self) -> String {
+        let hits: Vec<String> = self.hits.iter().map(|(step, count)| format!("{step} {count}")).collect();
+        format!("{} deaths; {}", self.deaths, hits.join(", "))
+    }
+
+    /// From here on they live: what is armed is killed for the last time, what is frozen goes on.
+    pub fn end_kills(&mut self, to: &mut Examination) {
+        for place in 0..self.places.len() {
+            self.bury(place, to);
+            let Some(life) = &self.places[place].life else { continue };
+            process::send(&life.child, libc::SIGCONT);
+            if life.plan.step.is_some() || life.termed || self.places[place].extra.is_some() {
+                self.kill(place, "kill -9 at a random moment");
+            }
+        }
+        self.calm = true;
+        self.places.retain(|place| place.extra.is_none());
+        self.places.iter_mut().for_each(|place| place.due = Instant::now());
+    }
+
+    /// SIGTERM to all, which is obeyed with exit code 0.
+    pub fn stop(&mut self, to: &mut Examination) {
+        for place in &mut self.places {
+            let Some(life) = &mut place.life else { continue };
+            process::send(&life.child, libc::SIGTERM);
+            life.termed = true;
+        }
+        for place in 0..self.places.len() {
+            let Some(life) = &mut self.places[place].life else { continue };
+            if process::wait(&mut life.child, STOPS_WITHIN).expect("it is our child") {
+                self.bury(place, to);
+            } else {
+                to.find("stop", format!("replica {place} still runs {STOPS_WITHIN:?} after SIGTERM"));
+                self.kill(place, "kill -9 after SIGTERM");
+            }
+        }
+    }
+
+    pub fn account(&self, tally: &mut Tally, memory_limit: u64, to: &mut Examination) {
+        tally.fact("deaths by SIGKILL", self.deaths);
+        for (step, count) in &self.hits {
+            tally.fact(format!("step {step}"), *count);
+        }
+        for (what, count) in &self.counts {
+            tally.fact(format!("replica: {what}"), *count);
+        }
+        tally.most("memory of a replica, MiB", self.peak);
+        tally.fact("CPU seconds of replicas", cpu_of_children());
+        if self.peak > memory_limit {
+            to.find("I7", format!("a replica had {} MiB at once, more than {memory_limit}", self.peak));
+        }
+        for line in self.log_lines().filter(|line| line.contains("panicked at")) {
+            to.find("panic", line);
+        }
+    }
+
+    /// What replicas say that they sent again: partition, from, to.
+    pub fn sent_again(&self) -> Vec<(i32, i64, i64)> {
+        let part = |line: &str| {
+            let told: serde_json::Value = serde_json::from_str(line).ok()?;
+            let number = |name: &str| told[name].as_i64().or_else(|| told[name].as_str()?.parse().ok());
+            let place = told["place"].as_str()?.strip_suffix(']')?.rsplit_once('[')?;
+            Some((place.1.parse().ok()?, number("from")?, number("to")?))
+        };
+        let told = self.log_lines().filter(|line| line.contains("sending a stored batch to Kafka again"));
+        told.map(|line| part(&line).unwrap_or_else(|| panic!("what does this line say? {line}"))).collect()
+    }
+
+    fn log_lines(&self) -> impl Iterator<Item = String> + use<> {
+        let files: Vec<PathBuf> = (0..=self.options.replicas).map(|number| self.log(number)).collect();
+        let lines = files.into_iter().filter_map(|file| File::open(file).ok()).flat_map(|file| {
+            let mut lines = BufReader::new(file).split(b'\n');
+            std::iter::from_fn(move || lines.next()?.ok())
+        });
+        lines.map(|line| String::from_utf8_lossy(&line).into_owned())
+    }
+
+    fn log(&self, number: usize) -> PathBuf {
+        self.logs.join(format!("replica-{number}.log"))
+    }
+
+    /// Takes note of a life that has ended by itself.
+    fn bury(&mut self, place: usize, to: &mut Examination) {
+        let Some(life) = &mut self.places[place].life else { return };
+        let Some(status) = life.child.try_wait().expect("it is our child") else { return };
+        let step = life.plan.step.as_ref().map(|(step, _)| *step);
+        let termed = life.termed;
+        self.places[place].last = None;
+        match (status.signal(), step, status.code()) {
+            (Some(libc::SIGKILL), Some(step), _) => {
+                *self.hits.entry(step).or_default() += 1;
+                self.deaths += 1;
+                self.places[place].last = Some(step);
+            }
+            (_, _, Some(0)) if termed => *self.counts.entry("SIGTERM, drained").or_default() += 1,
+            // It did not listen yet.
+            (Some(libc::SIGTERM), ..) if termed => *self.counts.entry("SIGTERM, during the start").or_default() += 1,
+            (_, _, Some(1)) if self.is_fenced_by_itself(place) => {
+                *self.counts.entry(FENCED_BY_ITSELF).or_default() += 1;
+            }
+            _ => self.strange(place, status, to),
+        }
+        self.end(place);
+    }
+
+    /// After more than a session timeout without an answer of the broker librdkafka forgets its member id and sends one more
+    /// heartbeat without it. A broker that still knows the static member takes that for a second one of its name, which is
+    /// fatal to the consumer: the job halts, and whoever watches over it starts it again. Only where that can have been so.
+    fn is_fenced_by_itself(&self, place: usize) -> bool {
+        let log = tail(&self.log(self.places[place].number), 3);
+        let named = self.places[place].life.as_ref().is_some_and(|life| !life.plan.dynamic);
+        let timed_out = self.places[place].life.as_ref().is_some_and(|life| life.began.elapsed() > SESSION);
+        named && timed_out && log.contains("FencedInstanceId")
+    }
+
+    fn strange(&self, place: usize, status: ExitStatus, to: &mut Examination) {
+        let log = tail(&self.log(self.places[place].number), 12);
+        to.find("halt", format!("replica {place} ended by itself, {status}; its log ends with:\n{log}"));
+    }
+
+    fn end(&mut self, place: usize) {
+        let place = &mut self.places[place];
+        if let Some(life) = place.life.take() {
+            place.due = Instant::now() + life.plan.away;
+        }
+    }
+
+    fn kill(&mut self, place: usize, how: &'static str) {
+        if let Some(life) = &mut self.places[place].life {
+            life.child.kill().and_then(|()| life.child.wait()).expect("it is our child");
+            *self.counts.entry(how).or_default() += 1;
+            self.deaths += 1;
+            self.places[place].last = None;
+            self.end(place);
+        }
+    }
+
+    /// Does what the plan says for now.
+    fn carry_out(&mut self, place: usize) {
+        let calm = self.calm;
+        let extra_ends = self.places[place].extra.is_some_and(|until| Instant::now() >= until);
+        let log = self.log(self.places[place].number);
+        let Some(life) = &mut self.places[place].life else { return };
+        if calm {
+            return;
+        }
+        if life.assigned.is_none() && says(&log, life.log_from, "partitions assigned") {
+            life.assigned = Some(Instant::now());
+            *self.counts.entry("started, and came to an assignment").or_default() += 1;
+            *self.counts.entry("milliseconds to it, added up").or_default() += life.began.elapsed().as_millis() as u64;
+        }
+        let since = if life.plan.once_assigned { life.assigned } else { Some(life.began) };
+        let age = since.map_or(Duration::ZERO, |since| since.elapsed());
+        if let Some((at, long)) = life.plan.freeze {
+            match life.frozen {
+                None if age >= at => {
+                    process::send(&life.child, libc::SIGSTOP);
+                    life.frozen = Some(Instant::now());
+                    let beyond = long > SESSION;
+                    let how = if beyond { "SIGSTOP beyond the session timeout" } else { "SIGSTOP for a moment" };
+                    *self.counts.entry(how).or_default() += 1;
+                }
+                Some(since) if since.elapsed() >= long && !life.thawed => {
+                    process::send(&life.child, libc::SIGCONT);
+                    life.thawed = true;
+                }
+                _ => {}
+            }
+        }
+        if !life.termed && (extra_ends || life.plan.term_at.is_some_and(|at| age >= at)) {
+            process::send(&life.child, libc::SIGTERM);
+            life.termed = true;
+        }
+        if age >= life.plan.kill_at || life.began.elapsed() >= LONGEST {
+            let armed = life.plan.step.is_some();
+            let gone = !life.plan.away.is_zero();
+            self.kill(
+                place,
+                match (armed, gone) {
+                    (true, _) => "kill -9, its step not reached in time",
+                    (_, true) => "kill -9, away beyond the session timeout",
+                    (_, false) => "kill -9 at a random moment",
+                },
+            );
+        }
+    }
+
+    fn bear(&mut self, place: usize) {
+        let Place { number, ref life, due, last, extra } = self.places[place];
+        if life.is_some() || Instant::now() < due || extra.is_some_and(|until| Instant::now() >= until) {
+            return;
+        }
+        let Options { per_step, dynamic, .. } = *self.options;
+        let mut plan = draw(&mut self.random, &self.hits, last, per_step, dynamic);
+        if self.calm {
+            plan = Plan { step: None, dynamic: false, away: Duration::ZERO, ..plan };
+        }
+        // What no part waits for can send none again.
+        let needs_a_part = plan.step.as_ref().is_some_and(|(step, _)| step.starts_with("S15"));
+        if needs_a_part && self.seen.unconfirmed() == 0 {
+            *self.counts.entry("armed at S15 with nothing stored").or_default() += 1;
+        }
+        if plan.step.as_ref().is_some_and(|(step, _)| *step == "S17") {
+            self.seen.want_quiet(number);
+        }
+        let log_from = std::fs::metadata(self.log(number)).map_or(0, |log| log.len());
+        let child = self.spawn(number, &plan);
+        *self.counts.entry(if plan.dynamic { "started without instance name" } else { "started" }).or_default() += 1;
+        self.places[place].life = Some(Life {
+            child,
+            plan,
+            began: Instant::now(),
+            log_from,
+            assigned: None,
+            frozen: None,
+            thawed: false,
+            termed: false,
+        });
+    }
+
+    fn spawn(&self, number: usize, plan: &Plan) -> Child {
+        let log =
+            || OpenOptions::new().create(true).append(true).open(self.log(number)).expect("the directory is ours");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dinnerbell"));
+        command.current_dir(&self.stack.directory).arg("run").arg("--config").arg(self.stack.config());
+        if !plan.dynamic {
+            command.env("DINNERBELL_TEST_INSTANCE", format!("replica-{number}"));
+        }
+        if number == 0 {
+            command.env("DINNERBELL_TEST_KAFKA", self.network.kafka.address());
+            command.env("DINNERBELL_TEST_POSTGRES", self.network.postgres.url(&self.stack.url));
+        }
+        if let Some((_, points)) = &plan.step {
+            command.env("FAILPOINTS", points);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log());
+        process::spawn(command, libc::SIGKILL).expect("the binary starts")
+    }
+}
+
+impl Drop for Slots<'_> {
+    fn drop(&mut self) {
+        for life in self.places.iter_mut().filter_map(|place| place.life.as_mut()) {
+            let _ = life.child.kill().and_then(|()| life.child.wait());
+        }
+    }
+}
+
+/// Whether the file holds this text from there on.
+fn says(file: &Path, from: u64, text: &str) -> bool {
+    let Ok(mut file) = File::open(file) else { return false };
+    let mut log = Vec::new();
+    let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut log));
+    read.is_ok() && String::from_utf8_lossy(&log).contains(text)
+}
+
+/// The most memory that the process has had at once, in MiB; `None` when it has just ended.
+fn peak(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+}
+
+/// User and system time of all children that have ended; the servers still run.
+fn cpu_of_children() -> u64 {
+    // SAFETY: a plain system call that fills the zeroed structure.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) as u64
+}
