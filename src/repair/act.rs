@@ -222,10 +222,11 @@ async fn lost_rows(site: &Site, resend: &Resend) -> Result<Vec<RecordBatch>> {
         file: mission.shape.quoted().into(),
         sql: comparison.lost_query(|name| !exact(name)),
     };
-    let table = load(&site.postgres, &query, |_, _| {}).await?;
+    let table = Arc::new(load(&site.postgres, &query, &[], |_, _| {}).await?);
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     let mut batches = Vec::new();
-    for batch in table.batches {
+    for batch in table.scan() {
+        let batch = batch.map_err(Error::engine("reading rows of the sink table again"))?;
         let mut columns = Vec::new();
         for (column, field) in batch.columns().iter().zip(schema.fields()) {
             let cast = cast_with_options(column, field.data_type(), &strict);

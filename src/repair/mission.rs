@@ -4,7 +4,7 @@ use super::inspect::Site;
 use crate::error::Result;
 use crate::job::Engine;
 use crate::job::setup;
-use crate::lookup::{LookupQuery, LookupSet, load};
+use crate::lookup::{LookupSet, describe};
 use crate::sink::table::TableShape;
 
 pub struct Mission {
@@ -22,10 +22,7 @@ impl Mission {
         let shape = setup::describe_table(config, &site.postgres).await?;
         let mut tables = Vec::new();
         for query in &mission.files.lookups {
-            let sql = query.sql.trim().trim_end_matches(';');
-            // The newline ends a comment on the query's last line.
-            let empty = LookupQuery { sql: format!("SELECT * FROM (\n{sql}\n) AS lookup LIMIT 0"), ..query.clone() };
-            tables.push(load(&site.postgres, &empty, |_, _| {}).await?);
+            tables.push(describe(&site.postgres, query).await?);
         }
         let topics = setup::inspect_topics(config).await?;
         let engine = setup::compile(config, &mission, &LookupSet::new(tables), &shape, &topics).await?;
