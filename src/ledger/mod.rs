@@ -54,8 +54,8 @@
 //!   transaction markers of its own last commit.
 //! - A message of which a sink refuses a row is taken out whole (see `job::refusal`) and becomes a dead letter; both transactions
 //!   are aborted and done again without it.
-//! - After trouble on its connections a producer begins no further transaction; the lane claims anew: a repeated EndTxn that
-//!   comes late could otherwise end the next one half way.
+//! - After trouble on any of its connections a producer begins no further transaction; the lane claims anew. librdkafka sends
+//!   an EndTxn again by itself, and the first one, coming late, would commit the next transaction's rows without its offsets.
 //! - A Kafka transaction not ready at half its timeout is given up; Postgres commits, and the rows are sent from the ledger.
 //! - A commit without output writes nothing: the next one's range is wider. Every 5 s, 100,000 messages, on revoke and on stop
 //!   progress alone is made durable.

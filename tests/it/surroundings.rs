@@ -6,11 +6,9 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{
-    Campaign, Disk, Job, Load, Message, Postgres, Stack, Witness, client, now, restaurant, run, wait_until,
-};
 #[cfg(feature = "failpoints")]
-use crate::support::{Match, api};
+use crate::support::{Campaign, Match, Message, Witness, api, client, restaurant};
+use crate::support::{Disk, Job, Load, Postgres, Stack, now, run, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 10, subscribers: 50 };

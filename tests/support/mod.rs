@@ -5,6 +5,8 @@
 //! instead. A test that stops a server or needs other options starts its own with [`Kafka::start`] or
 //! [`Postgres::start`]. Whatever was started ends with this process, however it ends.
 //!
+//! Between the job and its servers a test may put a network that fails on demand: [`Stack::behind_proxies`].
+//!
 //! Everything here blocks, so tests are plain `#[test]` functions; [`block_on`] runs a future from anywhere.
 
 #![allow(dead_code, unused_imports, reason = "a toolbox: not every test uses every tool, nor every import of it")]
