@@ -174,10 +174,7 @@ fn repairs(stack: &Stack, flag: &str, says: &[&str]) -> String {
     }
     assert!(text.contains("WRONG") && text.contains("nothing was changed"), "{text}");
     let next = text.lines().find(|line| line.starts_with("next")).unwrap_or_else(|| panic!("no next command: {text}"));
-    assert!(
-        next.contains(&format!("dinnerbell repair --config")) && next.contains(&format!("{flag} --execute")),
-        "{next}"
-    );
+    assert!(next.contains("dinnerbell repair --config") && next.contains(&format!("{flag} --execute")), "{next}");
     assert_eq!(everything(stack), before, "a dry run has changed something");
     let (code, text) = repair(stack, &[flag, "--execute"]);
     assert_eq!(code, 0, "{text}");
@@ -193,7 +190,9 @@ fn offsets(stack: &Stack) -> BTreeMap<i32, (i64, String)> {
     let mut asked = TopicPartitionList::new();
     let found = consumer.fetch_metadata(Some(&stack.campaigns), PATIENCE).expect("the broker answers");
     let partitions = found.topics()[0].partitions().len() as i32;
-    (0..partitions).for_each(|partition| drop(asked.add_partition(&stack.campaigns, partition)));
+    for partition in 0..partitions {
+        asked.add_partition(&stack.campaigns, partition);
+    }
     let mut found = None;
     wait_until("the group's offsets", PATIENCE, || {
         found = consumer.committed_offsets(asked.clone(), Duration::from_secs(10)).ok();
