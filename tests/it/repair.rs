@@ -163,6 +163,18 @@ fn everything(stack: &Stack) -> Vec<String> {
     all
 }
 
+/// The same but for what says who is at work: epochs, transactional ids, and the table of repairs.
+fn substance(stack: &Stack) -> Vec<String> {
+    let progress = "SELECT coalesce(json_agg(p ORDER BY p::text), '[]')::text FROM \
+                    (SELECT to_jsonb(t) - 'epoch' - 'transactional_ids' AS p FROM dinnerbell.progress t) t";
+    let mut all = everything(stack);
+    all.remove(0);
+    if all.len() == 8 {
+        all[2] = stack.psql(progress);
+    }
+    all
+}
+
 /// The dry run says what it would do and names the next command, and changes nothing; then that command does it.
 #[track_caller]
 fn repairs(stack: &Stack, flag: &str, says: &[&str]) -> String {
