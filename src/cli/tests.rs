@@ -63,10 +63,10 @@ fn help_of_the_subcommands() {
           --limit <N>                Show at most this many rows of each table [default: 20; with --json
                                      all]
           --now <UNIX_SECONDS>       What now() is, instead of the clock
-          --config <FILE>            The settings file [default: dinnerbell.toml if there is one,
-                                     otherwise built-in defaults]
           --json                     Print output rows as the Kafka sink sends them, one a line, and
                                      nothing else on standard output
+          --config <FILE>            The settings file [default: dinnerbell.toml if there is one,
+                                     otherwise built-in defaults]
       -h, --help                     Print help
     "#);
     assert_snapshot!(help(Some("init")), @r#"

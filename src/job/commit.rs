@@ -44,7 +44,8 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
     metrics::batch_seconds(BatchStage::Decode, decoding.elapsed());
     // One instant for the whole commit, kept when it is done again.
     let now = Utc::now();
-    let mut most = usize::MAX;
+    // How many messages to take at once, and how many have been too many.
+    let (mut most, mut too_many) = (usize::MAX, usize::MAX);
     while !works.is_empty() {
         // The usual way copies nothing.
         let (mut first, rest) = match most {
@@ -54,9 +55,10 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
         let messages: usize = first.iter().map(Work::messages).sum();
         match commit_works(engine, tenure, &mut first, now, lookups).await {
             Err(Error::Exceeded { what, .. }) if messages > 1 => {
-                // One alone tells whether the query is to blame or their number; from there it grows.
+                // One alone tells whether the query is to blame or their number; from there it grows to what goes.
                 tracing::warn!(messages, "{what}; taking fewer messages at once");
-                most = 1;
+                too_many = most;
+                most = if most == usize::MAX { 1 } else { (most / 2).max(1) };
                 if works.is_empty() {
                     works = first;
                 }
@@ -64,7 +66,7 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
             Err(error) => return Err(error),
             Ok(()) => {
                 works = rest;
-                most = most.saturating_mul(2);
+                most = Some(most.saturating_mul(2)).filter(|more| *more < too_many).unwrap_or(most);
             }
         }
     }

@@ -217,3 +217,45 @@ pub fn ledger_lost(group: &str, job: &str, writer: &str) -> Error {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::decide::KafkaOffset;
+    use crate::ledger::store::{PartHead, Progress};
+
+    #[test]
+    fn a_halt_says_what_was_found_and_what_to_type() {
+        let progress = Progress { next_offset: 50, last_output_to: 50, epoch: 3, metadata: "job;3;b".into() };
+        let seen = Seen {
+            progress,
+            parts: vec![PartHead::example(40, 50, "job;3;a")],
+            kafka: Some(KafkaOffset { offset: 40, metadata: String::new() }),
+            low: 7,
+            high: 90,
+        };
+        let error = Ailment::OffsetReset.halt("campaigns[3]", &seen);
+        insta::assert_snapshot!(error, @r#"campaigns[3]: the group's offset was not committed by this job: somebody has reset it. Found: Kafka offset 40 (""); ledger next_offset 50, last_output_to 50; stored batches: [40, 50); the topic holds [7, 90)"#);
+        insta::assert_snapshot!(error.remedy().unwrap(), @"`dinnerbell repair` shows all of it and changes nothing; `dinnerbell repair --offsets --execute` looks into the output topic for the stored batches, sends those that are not there, and puts Kafka's offset back to the ledger's");
+    }
+
+    #[test]
+    fn every_ailment_has_words_of_its_own() {
+        let all = [
+            Ailment::RetentionPassed,
+            Ailment::BeyondEnd,
+            Ailment::OffsetReset,
+            Ailment::OtherJob("x".into()),
+            Ailment::OffsetAbsent,
+            Ailment::OffsetElsewhere,
+            Ailment::KafkaAhead,
+            Ailment::BatchMissing,
+            Ailment::RowMissing,
+        ];
+        let words: std::collections::BTreeSet<String> = all.iter().map(Ailment::what).collect();
+        assert_eq!(words.len(), all.len());
+        for ailment in all {
+            assert!(ailment.remedy().contains(&format!("`dinnerbell repair {} --execute`", ailment.verb().flag())));
+        }
+    }
+}

@@ -163,7 +163,7 @@ mod tests {
         let found = decision(&seen(50, 50, None, &[]));
         assert!(matches!(found, Ok(Decision::CommitOffset { because: Some(_) })));
         let found = decision(&seen(50, 50, None, &[(40, 50, "job;3;a")])).unwrap_err();
-        assert!(found.contains("holds no offset"), "{found}");
+        assert!(found.contains("the group's offset is gone"), "{found}");
     }
 
     #[test]

@@ -66,7 +66,9 @@
 //! rows are taken under a new epoch; (c) the last owner's ids are fenced; (d) the group's stable offsets are read; (e) each
 //! partition is decided by the table in [`decide`]. The last owner's ids are taken out of the ledger only after (c): a crash
 //! between (b) and (c) would otherwise lose the only note of a transaction that may still be open. Only the partition's
-//! present owner sends its part again; a lock in Postgres is no fence for Kafka.
+//! present owner sends its part again; a lock in Postgres is no fence for Kafka. The topic's id is looked at in each claim,
+//! and every 15 s beside it (`job::watch`). What no row of the table explains halts by the name that it has in [`ailment`],
+//! with the `dinnerbell repair` that is for it ([`crate::repair`]).
 
 pub mod ailment;
 pub mod claim;

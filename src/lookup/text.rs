@@ -92,10 +92,15 @@ impl TextColumn {
         size_of::<Cell>() * self.cells.capacity() + self.texts.capacity()
     }
 
-    /// The texts of `rows`; null for [`NO_ROW`].
+    /// The texts of `rows`; null for [`NO_ROW`]. A row that is wanted several times in a row is printed once.
     pub(super) fn gather(&self, rows: &[u32]) -> StringViewArray {
         let mut printed = Printed::with_capacity(rows.len());
+        let mut last = None;
         for &row in rows {
+            if last.replace(row) == Some(row) {
+                printed.repeat();
+                continue;
+            }
             let cell = if row == NO_ROW { NULL } else { self.cells[row as usize] };
             if !cell.starts_with(&MARK) {
                 printed.push(&id::print(cell));
@@ -144,9 +149,19 @@ impl Printed {
         self.nulls.append_null();
     }
 
+    /// The last one again.
+    fn repeat(&mut self) {
+        if let Some(&view) = self.views.last() {
+            self.nulls.append(self.nulls.is_valid(self.views.len() - 1));
+            self.views.push(view);
+        }
+    }
+
     fn finish(mut self) -> StringViewArray {
         let mut blocks = self.full;
         if !self.block.is_empty() {
+            // Room for an id a row was more than enough where rows repeat.
+            self.block.shrink_to_fit();
             blocks.push(self.block.into());
         }
         // SAFETY: each view is of a whole text, made for the place where it was put, and texts are UTF-8.
@@ -237,15 +252,16 @@ mod tests {
             let column = column(&texts);
             let mut rows: Vec<u32> = picks.iter().filter(|_| !texts.is_empty()).map(|i| i.index(texts.len()) as u32).collect();
             rows.push(NO_ROW);
+            let rows: Vec<u32> = rows.iter().flat_map(|&row| std::iter::repeat_n(row, 1 + row as usize % 3)).collect();
             let array = column.gather(&rows);
             // What `new_unchecked` did not look at.
             StringViewArray::try_new(array.views().clone(), array.data_buffers().to_vec(), array.nulls().cloned()).expect("whole");
             let expected: Vec<_> = rows.iter().map(|&row| texts.get(row as usize).and_then(Option::as_deref)).collect();
             prop_assert_eq!(array.iter().collect::<Vec<_>>(), expected.clone());
-            rows.pop();
-            let reordered = builder(&texts).finish(Some(&rows));
-            let again = reordered.gather(&(0..rows.len() as u32).collect::<Vec<_>>());
-            prop_assert_eq!(again.iter().collect::<Vec<_>>(), &expected[..rows.len()]);
+            let there: Vec<u32> = rows.iter().copied().filter(|&row| row != NO_ROW).collect();
+            let reordered = builder(&texts).finish(Some(&there));
+            let again = reordered.gather(&(0..there.len() as u32).collect::<Vec<_>>());
+            prop_assert_eq!(again.iter().collect::<Vec<_>>(), &expected[..there.len()]);
         }
     }
 

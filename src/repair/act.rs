@@ -41,9 +41,8 @@ pub struct Tenancy {
 /// Takes everything: the whole group, the ledger's epochs, the last owners' transactional ids.
 ///
 /// # Errors
-/// [`Error::Halt`] while the group has other members.
+/// [`Error::Halt`] where another member comes.
 pub async fn take_over(site: &Site, picture: &Picture, ledger: Ledger) -> Result<Tenancy> {
-    wait_for_empty_group(site).await?;
     let partitions = picture.source.as_ref().map_or(0, |source| source.1);
     let mut config = (*site.config).clone();
     // Under the job's own name we would throw it out; under none we only stand beside it, and then see it.
@@ -67,7 +66,9 @@ pub async fn take_over(site: &Site, picture: &Picture, ledger: Ledger) -> Result
     Ok(Tenancy { ledger, group: Arc::new(group), producer, source })
 }
 
-async fn wait_for_empty_group(site: &Site) -> Result<()> {
+/// # Errors
+/// [`Error::Halt`] while the group has members.
+pub async fn wait_for_empty_group(site: &Site) -> Result<()> {
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
         let members = inspect::members(site).await?;

@@ -98,26 +98,26 @@ async fn execute(site: &Site, picture: Picture, ledger: Option<Ledger>, asked: &
         say("note", "", "nothing of what is wrong is for these repairs: nothing was changed");
         return Ok(wrong.is_empty());
     }
-    // A ledger is not made for a repair that is refused.
-    if ledger.is_none() {
-        let case = Case { site, picture: &picture, ledger: None, findings: &wrong, verbs: &asked.verbs };
-        if let Err(error) = case.work_out(Verb::Adopt).await {
-            tell_refusal(say, Verb::Adopt, error)?;
-            return Ok(false);
-        }
+    // Nothing is touched for a repair that is refused; unless the refusal may come from an open transaction of the last
+    // owner, which is ended below.
+    let case = Case { site, picture: &picture, ledger: ledger.as_ref(), findings: &wrong, verbs: &asked.verbs };
+    if let Some(verb) = Verb::ALL.into_iter().find(|verb| asked.verbs.contains(verb) && needs(&wrong, *verb))
+        && let Err(error) = case.work_out(verb).await
+        && (ledger.is_none() || topic::open_transaction(site, &site.config.sink_kafka.topic).await?.is_none())
+    {
+        tell_refusal(say, verb, error)?;
+        return Ok(false);
+    }
+    if let Err(error) = act::wait_for_empty_group(site).await {
+        let Error::Halt { what, remedy } = error else { return Err(error) };
+        say("FAIL", "group", &format!("{what}\n-> {remedy}"));
+        return Ok(false);
     }
     let ledger = prepare(site, &picture).await?;
     if picture.books == Books::WithoutIdentity {
         say("done", Verb::Adopt.flag(), &format!("the ledger has its identity again: {}", ledger.job));
     }
-    let mut tenancy = match act::take_over(site, &picture, ledger).await {
-        Ok(tenancy) => tenancy,
-        Err(Error::Halt { what, remedy }) => {
-            say("FAIL", "group", &format!("{what}\n-> {remedy}"));
-            return Ok(false);
-        }
-        Err(error) => return Err(error),
-    };
+    let mut tenancy = act::take_over(site, &picture, ledger).await?;
     let done = repair_all(site, &mut tenancy, asked, say).await;
     tenancy.leave().await;
     done?;

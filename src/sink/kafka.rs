@@ -13,7 +13,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as RecordHeader, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 
@@ -197,15 +197,17 @@ impl Producer {
 
     /// Aborts a transaction whose commit was never attempted.
     pub fn abort(&self) -> Result<()> {
-        // librdkafka reports each record that it throws away, and its abort waits until all reports are read: by our
-        // polls, so one long wait would never end.
-        self.producer.purge(PurgeConfig::default().queue());
+        // librdkafka throws away what it has not sent yet, reports each such record, and waits until all reports are read: by
+        // our polls, so one long wait would never end. It also numbers the next records on, as if those had never been: a
+        // purge of our own beforehand would leave a gap in their numbers, for which the broker refuses the next transaction.
+        let mut step = ACK_POLL;
         let outcome = loop {
-            self.producer.poll(ACK_POLL);
-            match self.producer.abort_transaction(ABORT_STEP) {
+            match self.producer.abort_transaction(step) {
                 Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) => {}
                 outcome => break outcome,
             }
+            self.producer.poll(ACK_POLL);
+            step = (step * 2).min(ABORT_STEP);
         };
         self.producer.context().clear();
         outcome.map_err(Error::kafka("aborting a Kafka transaction"))?;

@@ -90,6 +90,8 @@ pub fn produce(bootstrap: &str, topic: &str, messages: impl IntoIterator<Item = 
         .set("enable.idempotence", "true")
         .set("linger.ms", "5")
         .set("delivery.timeout.ms", "60000")
+        // The broker says what is too large.
+        .set("message.max.bytes", "20000000")
         .create_with_context(EveryReport)
         .expect("the settings are valid");
     for message in messages {

@@ -94,12 +94,12 @@ fn two_partitions_of_one_commit_of_which_one_is_damaged() {
 fn rows_that_the_table_does_not_have_any_more_are_not_made_up() {
     let stack = waiting("deleted");
     stack.execute("DELETE FROM dinnerbell.chunks; DELETE FROM subscribers_feedback WHERE id % 7 = 0");
-    let before = everything(&stack);
+    let before = substance(&stack);
     for args in [&[][..], &["--resend-from-table", "--execute"]] {
         let (code, text) = repair(&stack, args);
         assert_eq!(code, 1, "{text}");
         assert!(text.contains("rows of the transaction that stored the batch, 60 are to be sent"), "{text}");
-        assert_eq!(everything(&stack), before);
+        assert_eq!(substance(&stack), before);
     }
 }
 

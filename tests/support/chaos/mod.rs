@@ -72,6 +72,9 @@ pub struct Options {
     /// The most memory that a replica may have had, in MiB
     #[arg(long, default_value_t = 400)]
     pub memory: u64,
+    /// Keeps the logs also where nothing was found
+    #[arg(long)]
+    pub keep_logs: bool,
     /// How long the job may take to catch up when the faults have stopped, in seconds
     #[arg(long, default_value_t = 120)]
     pub catch_up: u64,
@@ -127,7 +130,7 @@ pub fn run(options: &Options, seed: u64) -> Outcome {
     let examination = judge(&stack, &model, &slots, &mut tally, examination);
     tally.finish(&stack, began.elapsed(), &examination);
     servers.keep_logs(&logs);
-    if examination.findings.is_empty() {
+    if examination.findings.is_empty() && !options.keep_logs {
         let _ = fs::remove_dir_all(&logs);
     }
     Outcome { tally, examination, logs }

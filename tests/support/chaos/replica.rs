@@ -190,9 +190,15 @@ impl<'a> Slots<'a> {
         if self.peak > memory_limit {
             to.find("I7", format!("a replica had {} MiB at once, more than {memory_limit}", self.peak));
         }
-        for line in self.log_lines().filter(|line| line.contains("panicked at")) {
-            to.find("panic", line);
+        let mut told: BTreeMap<String, u64> = BTreeMap::new();
+        for line in self.log_lines() {
+            if line.contains("panicked at") {
+                to.find("panic", line);
+            } else if let Some(message) = warning(&line) {
+                *told.entry(message).or_default() += 1;
+            }
         }
+        told.into_iter().for_each(|(message, count)| tally.fact(format!("log: {message}"), count));
     }
 
     /// What replicas say that they sent again: partition, from, to.
@@ -385,6 +391,15 @@ impl Drop for Slots<'_> {
             let _ = life.child.kill().and_then(|()| life.child.wait());
         }
     }
+}
+
+/// What a line of the log warns of, as far as it is the same from time to time.
+fn warning(line: &str) -> Option<String> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let level = line["level"].as_str().filter(|level| ["WARN", "ERROR"].contains(level))?;
+    let kept: String =
+        line["message"].as_str()?.chars().filter(|c| !c.is_ascii_digit() && *c != '|').take(90).collect();
+    Some(format!("{level} {kept}"))
 }
 
 /// Whether the file holds this text from there on.
