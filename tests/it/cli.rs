@@ -340,7 +340,7 @@ fn preview_tries_the_sql_with_no_server() {
     let (code, text) = said(&stack, &["preview", lookup, "--lookup", "subscribers_restaurants", "--limit", "1"]);
     assert_eq!(code, 0, "{text}");
     assert_snapshot!(text, @r"
-    Lookup table subscribers_restaurants: 2 rows, 288 B in memory (the first one shown)
+    Lookup table subscribers_restaurants: 2 rows, 68 B in memory (the first one shown)
     +-----------+---------------+
     | client_id | restaurant_id |
     +-----------+---------------+
