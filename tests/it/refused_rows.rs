@@ -100,8 +100,8 @@ fn a_refusal_while_rows_are_queued_for_kafka_is_no_trouble() {
     let message = |campaign: &Campaign| Message::of(campaign.json()).partition(0);
     let mut job = Job::spawn(&stack, &["run"]);
     // Both producers have written to every partition before.
-    for n in 0..4 {
-        stack.produce([message(&campaigns[n])]);
+    for (n, campaign) in campaigns.iter().enumerate().take(4) {
+        stack.produce([message(campaign)]);
         taken(&mut job, n + 1);
     }
     stack.produce(campaigns[4..].iter().map(message));
