@@ -79,7 +79,7 @@ fn no_lookup_query_writes_to_postgres() {
         let mut accepted = Vec::new();
         for (sql, words) in ATTACKS {
             let query = LookupQuery { name: "t".into(), file: PathBuf::from("lookups/t.sql"), sql: (*sql).to_owned() };
-            match load(&client, &query, |_, _| {}).await {
+            match load(&client, &query, &[], |_, _| {}).await {
                 // It is said to be a comment, and is one.
                 // Before Postgres 16 a read-only transaction allows it; the end of the transaction undoes it.
                 Ok(_) if sql.contains("lo_create") => {}
@@ -124,7 +124,7 @@ fn a_lookup_query_leaves_nothing_behind_in_its_session() {
                          pg_notify('channel', 'x')::text AS e"
                 .into(),
         };
-        load(&client, &query, |_, _| {}).await.expect("it reads");
+        load(&client, &query, &[], |_, _| {}).await.expect("it reads");
         let row = client
             .query_one(
                 "SELECT current_setting('search_path') <> 'evil', current_setting('synchronous_commit') = 'on',

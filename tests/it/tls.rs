@@ -97,7 +97,7 @@ fn broker(scram: &Path, mutual: &Path) -> Kafka {
         "listener.name.mutual.ssl.client.auth=none".to_owned(),
     ];
     let users = vec![("bell".to_owned(), "a secret".to_owned())];
-    Kafka::start(KafkaOptions { tls: true, users, properties })
+    Kafka::start(KafkaOptions { tls: true, users, properties, ..KafkaOptions::default() })
 }
 
 /// What the job says of a Kafka that it must not believe.
