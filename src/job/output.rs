@@ -95,6 +95,9 @@ impl Work {
     }
 }
 
+/// Letters in a piece: a flood of them is not held at once.
+const LETTERS: usize = 4096;
+
 /// What became of one micro-batch, known once its rows have all gone by.
 #[derive(Debug, Default)]
 pub struct PartResult {
@@ -119,7 +122,8 @@ pub struct Output<'a> {
 }
 
 enum State {
-    Letters,
+    /// From this reject on.
+    Letters(usize),
     Rows(Box<Triggers>),
 }
 
@@ -131,7 +135,7 @@ impl<'a> Output<'a> {
             now,
             lookups,
             part: 0,
-            state: State::Letters,
+            state: State::Letters(0),
             triggered: Vec::new(),
             results: Vec::new(),
             refused: Vec::new(),
@@ -147,14 +151,23 @@ impl<'a> Output<'a> {
         let works = self.works;
         while let Some(work) = works.get(self.part) {
             match &mut self.state {
-                State::Letters => {
-                    let letters = self.letters(work);
+                State::Letters(from) => {
+                    let from = *from;
+                    if from == 0 {
+                        self.results.push(PartResult::default());
+                    }
+                    if from < work.rejects.len() {
+                        let to = (from + LETTERS).min(work.rejects.len());
+                        self.state = State::Letters(to);
+                        let letters = self.letters(work, &work.rejects[from..to]);
+                        if !letters.is_empty() {
+                            return Ok(Some(Piece::Letters { part: self.part, letters: letters.into() }));
+                        }
+                        continue;
+                    }
                     self.triggered = vec![false; work.messages.len()];
                     let rows = self.engine.transform.run(work.batch.clone(), self.now, self.lookups).await?;
                     self.state = State::Rows(Box::new(rows));
-                    if !letters.is_empty() {
-                        return Ok(Some(Piece::Letters { part: self.part, letters: letters.into() }));
-                    }
                 }
                 State::Rows(stream) => {
                     let began = Instant::now();
@@ -174,21 +187,19 @@ impl<'a> Output<'a> {
         Ok(None)
     }
 
-    /// The batch's letters; what does not fit the topic goes to the ledger.
-    fn letters(&mut self, work: &Work) -> Vec<Letter> {
-        let mut result = PartResult::default();
+    /// The letters of these rejects; what does not fit the topic goes to the ledger.
+    fn letters(&mut self, work: &Work, rejects: &[Reject]) -> Vec<Letter> {
         let mut fitting = Vec::new();
         let engine = &self.engine;
         let letters =
-            dead_letter::collect(&engine.source_topic, work.partition, &work.messages, &work.rejects, &engine.sql_hash);
-        for (letter, reject) in letters.into_iter().zip(&work.rejects) {
+            dead_letter::collect(&engine.source_topic, work.partition, &work.messages, rejects, &engine.sql_hash);
+        for (letter, reject) in letters.into_iter().zip(rejects) {
             if self.engine.letters_to.fits_letter(&letter) {
                 fitting.push(letter);
-            } else {
+            } else if let Some(result) = self.results.get_mut(self.part) {
                 result.over_size.push((work.messages.offset(reject.row as usize), letter, reject.clone()));
             }
         }
-        self.results.push(result);
         fitting
     }
 
@@ -227,7 +238,7 @@ impl<'a> Output<'a> {
             result.outcomes = outcomes;
         }
         self.part += 1;
-        self.state = State::Letters;
+        self.state = State::Letters(0);
         Ok(())
     }
 }

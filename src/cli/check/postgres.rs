@@ -203,7 +203,7 @@ FROM (VALUES ('ledger', 'SELECT'),
              ('progress', 'SELECT'), ('progress', 'INSERT'), ('progress', 'UPDATE'),
              ('parts', 'SELECT'), ('parts', 'INSERT'), ('parts', 'DELETE'),
              ('chunks', 'SELECT'), ('chunks', 'INSERT'), ('chunks', 'DELETE'),
-             ('letters', 'INSERT')) AS need (name, privilege)
+             ('letters', 'SELECT'), ('letters', 'INSERT'), ('letters', 'UPDATE')) AS need (name, privilege)
 WHERE NOT has_table_privilege($1 || '.' || need.name, need.privilege)
 ORDER BY 1, 2";
 
