@@ -4,12 +4,14 @@
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/dinnerbell
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
-.PHONY: help demo test check setup setup-demo jars
+.PHONY: help demo test check bench profile instructions setup setup-demo jars
 
 help:
 	@echo "make demo    shows the job at work: in-process broker, private Postgres (ARGS='--once' stops after the last campaign)"
 	@echo "make test    runs every test, on a real Kafka and a real Postgres (ARGS='name' runs those of that name)"
 	@echo "make check   formatting and lints"
+	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses)"
+	@echo "make profile a flame graph of the job under load, into $(FLAMES)"
 
 demo: setup-demo
 	cargo run -- demo $(ARGS)
@@ -21,6 +23,32 @@ check:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features failpoints -- -D warnings
+
+# Release builds: the first one compiles DataFusion and takes a while.
+BENCH_REPORT := target/bench-report.md
+FLAMES := target/fan-out.svg
+
+bench: setup jars
+	@mkdir -p target
+	cargo bench --bench end_to_end -- --report $(CURDIR)/$(BENCH_REPORT) $(ARGS)
+	cargo bench --bench stages 2>/dev/null | tee target/bench-stages.txt
+	@{ printf '\nStages:\n\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
+	@echo "$(BENCH_REPORT)"
+
+# Needs perf (linux-perf) and inferno (cargo install inferno).
+profile: setup jars
+	@mkdir -p target
+	cargo bench --bench end_to_end -- --workload fan-out --runs 1 --perf $(CURDIR)/target/fan-out.perf
+	perf script -i target/fan-out.perf | inferno-collapse-perf | inferno-flamegraph --title 'dinnerbell, fan-out' >$(FLAMES)
+	@echo "$(FLAMES)"
+
+# Instruction counts where perf has no counters. Needs valgrind.
+instructions:
+	@mkdir -p target
+	cargo bench --bench stages --no-run
+	bench=$$(cargo bench --bench stages --no-run 2>&1 | sed -n 's/.*(\(.*\)).*/\1/p' | tail -n 1); \
+	valgrind --tool=callgrind --callgrind-out-file=target/callgrind.out "$$bench" --null-sinks 3
+	callgrind_annotate target/callgrind.out | head -n 60
 
 setup:
 	@scripts/setup.sh test
