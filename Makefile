@@ -31,7 +31,7 @@ FLAMES := target/fan-out.svg
 bench: setup jars
 	@mkdir -p target
 	cargo bench --bench end_to_end -- --report $(CURDIR)/$(BENCH_REPORT) $(ARGS)
-	cargo bench --bench stages 2>/dev/null | tee target/bench-stages.txt
+	cargo bench --bench stages >target/bench-stages.txt
 	@{ printf '\nStages:\n\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
 	@echo "$(BENCH_REPORT)"
 

@@ -66,7 +66,11 @@ async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data
     let engine = setup::compile(config, &mission, &lookups, &shape, &topics).await.expect("the SQL");
     let mut out = Out::create(data);
     let mut commits = Vec::new();
+    let mut to = vec![0i64; topics.partitions as usize];
     for messages in messages.chunks(at_once) {
+        for message in messages {
+            to[message.partition.expect("a partition of its own") as usize] += 1;
+        }
         let mut builder = MessagesBuilder::default();
         for (offset, message) in messages.iter().enumerate() {
             builder.push(offset as i64, None, message.key.as_deref(), message.value.as_deref(), Vec::new());
@@ -83,7 +87,7 @@ async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data
         }
         slicer.end_slice(&mut out);
         let rows = slicer.slices.iter().map(|slice| slice.rows).sum();
-        commits.push(Commit { messages: messages.len(), rows, slices: slicer.slices });
+        commits.push(Commit { to: to.clone(), rows, slices: slicer.slices });
     }
     out.file.flush().expect("writing the encoded rows");
     (engine.copy.statement, commits)

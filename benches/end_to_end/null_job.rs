@@ -53,10 +53,11 @@ pub struct Spec {
     pub commits: Vec<Commit>,
 }
 
-/// What one commit sends, once so many more messages have come in.
+/// What one commit sends, once its messages have come in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Commit {
-    pub messages: usize,
+    /// The offset after its last message, by partition.
+    pub to: Vec<i64>,
     pub rows: i64,
     pub slices: Vec<Slice>,
 }
@@ -69,14 +70,6 @@ pub struct Slice {
     pub json: Span,
     pub ends: Span,
     pub stored: Span,
-}
-
-/// What has been read of the input topic.
-#[derive(Debug, Clone, Default)]
-struct Read {
-    messages: usize,
-    /// The next offset of each partition.
-    offsets: Vec<i64>,
 }
 
 pub fn run(spec: &Path) {
@@ -99,14 +92,14 @@ async fn job(spec: Spec) {
     let consumer = joined.expect("a member of the group");
     let group = Arc::new(GroupMetadata::capture(&consumer).expect("a member of the group"));
     println!("ready");
-    let (to, mut reads) = watch::channel(Read { messages: 0, offsets: vec![0; spec.partitions as usize] });
+    let (to, mut reads) = watch::channel(vec![0i64; spec.partitions as usize]);
     assign(&consumer, &spec);
     std::thread::spawn(move || read(&consumer, &to));
 
-    let (mut needed, mut done, mut confirmed, mut turn) = (0, vec![0i64; spec.partitions as usize], None, 0);
+    let (mut done, mut confirmed, mut turn) = (vec![0i64; spec.partitions as usize], None, 0);
     for commit in &spec.commits {
-        needed += commit.messages;
-        let read = reads.wait_for(|read| read.messages >= needed).await.expect("the reader runs").clone();
+        let all_read = |read: &Vec<i64>| read.iter().zip(&commit.to).all(|(read, to)| read >= to);
+        drop(reads.wait_for(all_read).await.expect("the reader runs"));
         let id = Uuid::new_v4();
         let producer = producers[turn % 2].clone();
         turn += 1;
@@ -114,13 +107,13 @@ async fn job(spec: Spec) {
         let records: Vec<(Bytes, Bytes)> =
             commit.slices.iter().map(|slice| (cut(&data, slice.json), cut(&data, slice.ends))).collect();
         let produced = tokio::task::spawn_blocking(move || produce(&sending, &topic, &records));
-        sink.write(commit, &data, id, &done, &read.offsets, confirmed).await;
+        sink.write(commit, &data, id, &done, confirmed).await;
         produced.await.expect("Kafka takes the rows");
-        let steps = sink.steps(id, &done, &read.offsets);
+        let steps = sink.steps(id, &done, &commit.to);
         sink.ledger.advance_and_commit(&sink.client, &steps).await.expect("Postgres commits");
         let (topic, group) = (spec.topic.clone(), group.clone());
         tokio::task::spawn_blocking(move || finish(&producer, &topic, &steps, &group)).await.expect("Kafka commits");
-        (confirmed, done) = (Some(id), read.offsets);
+        (confirmed, done) = (Some(id), commit.to.clone());
     }
     std::future::pending().await
 }
@@ -163,7 +156,8 @@ impl Sink {
     }
 
     /// One commit up to its `advance`. Statements follow one another on the connection without waiting for answers.
-    async fn write(&self, commit: &Commit, data: &Bytes, id: Uuid, from: &[i64], to: &[i64], old: Option<Uuid>) {
+    async fn write(&self, commit: &Commit, data: &Bytes, id: Uuid, from: &[i64], old: Option<Uuid>) {
+        let to = &commit.to;
         let client = &self.client;
         let partition = (0..from.len()).find(|&p| to[p] > from[p]).unwrap_or_default();
         let begin = client.batch_execute("BEGIN");
@@ -308,7 +302,7 @@ fn assign(consumer: &BaseConsumer<Member>, spec: &Spec) {
 }
 
 /// Reads the topic for ever, in whole batches, and throws it away.
-fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Read>) {
+fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>) {
     // SAFETY: the client outlives the queue, which lives as long as the process.
     let queue = unsafe { ffi::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
     let mut batch = vec![std::ptr::null_mut(); 10_000];
@@ -317,24 +311,22 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Read>) {
         let Some(first) = consumer.poll(Duration::from_millis(100)) else { continue };
         let first = first.expect("a message");
         let mut seen = to.borrow().clone();
-        seen.messages += 1;
-        seen.offsets[first.partition() as usize] = first.offset() + 1;
+        seen[first.partition() as usize] = first.offset() + 1;
         loop {
             // SAFETY: as many places as are asked for; each message is read and given back once.
             let count = unsafe { ffi::rd_kafka_consume_batch_queue(queue, 0, batch.as_mut_ptr(), batch.len()) };
             for &message in &batch[..count.max(0) as usize] {
                 unsafe {
                     assert_eq!((*message).err, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
-                    seen.offsets[(*message).partition as usize] = (*message).offset + 1;
+                    seen[(*message).partition as usize] = (*message).offset + 1;
                     ffi::rd_kafka_message_destroy(message);
                 }
-                seen.messages += 1;
             }
+            to.send_replace(seen.clone());
             if count < batch.len() as isize {
                 break;
             }
         }
-        to.send_replace(seen);
     }
 }
 
