@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 SEED ?=
 MINUTES ?= 2
 
-.PHONY: help demo test chaos mutants check fuzz deny setup setup-demo jars
+.PHONY: help demo test chaos mutants check bench profile instructions fuzz deny setup setup-demo jars
 
 help:
 	@echo "make demo    shows the job at work: in-process broker, private Postgres (ARGS='--once' stops after the last campaign)"
@@ -15,6 +15,8 @@ help:
 	@echo "make chaos   kills replicas and breaks servers for MINUTES=2, then checks every promise (SEED=, ARGS='--help')"
 	@echo "make mutants takes the guards of delivery away, one by one, and shows that tests notice (ARGS='name' for one)"
 	@echo "make check   formatting and lints"
+	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses)"
+	@echo "make profile a flame graph of the job under load, into $(FLAMES)"
 	@echo "make fuzz    random bytes against decoder and stored chunks, each for two minutes (ARGS=600: seconds; needs nightly)"
 	@echo "make deny    licenses, sources and bans of dependencies (needs cargo-deny)"
 
@@ -46,6 +48,32 @@ fuzz:
 deny:
 	cargo deny check bans licenses sources
 	cargo deny --manifest-path fuzz/Cargo.toml check sources
+
+# Release builds: the first one compiles DataFusion and takes a while.
+BENCH_REPORT := target/bench-report.md
+FLAMES := target/fan-out.svg
+
+bench: setup jars
+	@mkdir -p target
+	cargo bench --bench end_to_end -- --report $(CURDIR)/$(BENCH_REPORT) $(ARGS)
+	cargo bench --bench stages >target/bench-stages.txt
+	@{ printf '\nStages:\n\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
+	@echo "$(BENCH_REPORT)"
+
+# Needs perf (linux-perf) and inferno (cargo install inferno).
+profile: setup jars
+	@mkdir -p target
+	cargo bench --bench end_to_end -- --workload fan-out --runs 1 --perf $(CURDIR)/target/fan-out.perf
+	perf script -i target/fan-out.perf | inferno-collapse-perf | inferno-flamegraph --title 'dinnerbell, fan-out' >$(FLAMES)
+	@echo "$(FLAMES)"
+
+# Instruction counts where perf has no counters. Needs valgrind.
+instructions:
+	@mkdir -p target
+	cargo bench --bench stages --no-run
+	bench=$$(cargo bench --bench stages --no-run 2>&1 | sed -n 's/.*(\(.*\)).*/\1/p' | tail -n 1); \
+	valgrind --tool=callgrind --callgrind-out-file=target/callgrind.out "$$bench" --null-sinks 3
+	callgrind_annotate target/callgrind.out | head -n 60
 
 setup:
 	@scripts/setup.sh test

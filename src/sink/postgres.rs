@@ -23,7 +23,7 @@ use crate::ledger::store::{ChunkKind, Ledger};
 
 /// Rows in one COPY and at most in one stored chunk: large enough that the statements around it cost nothing, small
 /// enough (some 10 MB of views and bytes) that a campaign with ten million subscribers needs no more memory than this.
-const SLICE_ROWS: usize = 65_536;
+pub const SLICE_ROWS: usize = 65_536;
 
 /// How the sink table is written: fixed for the life of a job.
 #[derive(Debug, Clone)]

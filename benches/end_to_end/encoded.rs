@@ -1,0 +1,223 @@
+//! The triggers of a workload, encoded before the clock starts: what the null job sends. Decoded, joined and encoded by the
+//! job's own code, so that both send the same bytes.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use bytes::BytesMut;
+use chrono::Utc;
+use dinnerbell::config::Config;
+use dinnerbell::encode::copy::{self, CopyEncoder};
+use dinnerbell::encode::{chunk, json::JsonRows};
+use dinnerbell::job::setup::{self, Mission, Topics};
+use dinnerbell::ledger::store::{self, Ledger};
+use dinnerbell::sink::postgres::SLICE_ROWS;
+use dinnerbell::source::MessagesBuilder;
+use futures::TryStreamExt;
+
+use crate::null_job::{Commit, Slice, Span, Spec};
+use crate::support::{Message, Stack};
+
+/// Encoded output: its file and what stands where in it.
+pub struct Encoded {
+    pub data: PathBuf,
+    pub commits: Vec<Commit>,
+    /// The COPY statement that the rows are for.
+    copy: String,
+}
+
+impl Encoded {
+    pub fn rows(&self) -> u64 {
+        self.commits.iter().map(|commit| commit.rows as u64).sum()
+    }
+
+    /// Makes the output of `messages`, with `at_once` of them in each commit.
+    pub fn new(stack: &Stack, messages: &[Message], at_once: usize) -> Encoded {
+        let config = Arc::new(Config::load(Some(&stack.config())).expect("the stack's settings"));
+        let data = stack.directory.join("encoded");
+        let (copy, commits) = runtime().block_on(encode(&config, messages, at_once, &data));
+        Encoded { data, commits, copy }
+    }
+
+    /// Registers the stack's group in the ledger and writes all that a null job needs; the file to start it with.
+    pub fn spec(&self, stack: &Stack) -> PathBuf {
+        let config = Arc::new(Config::load(Some(&stack.config())).expect("the stack's settings"));
+        let spec = runtime().block_on(spec(&config, &stack.url, self));
+        let file = stack.directory.join("null-job.json");
+        std::fs::write(&file, serde_json::to_vec(&spec).expect("plain data")).expect("the directory is ours");
+        file
+    }
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a tokio runtime")
+}
+
+async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data: &Path) -> (String, Vec<Commit>) {
+    let mission = Mission::load(config).expect("the SQL");
+    let postgres = setup::connect(config).await.expect("Postgres");
+    let topics = setup::inspect_topics(config).await.expect("Kafka");
+    let shape = setup::describe_table(config, &postgres).await.expect("the sink table");
+    let lookups = setup::load_lookups(&mission, &postgres).await.expect("the lookup tables").current();
+    let engine = setup::compile(config, &mission, &lookups, &shape, &topics).await.expect("the SQL");
+    let mut out = Out::create(data);
+    let mut commits = Vec::new();
+    let mut to = vec![0i64; topics.partitions as usize];
+    for messages in messages.chunks(at_once) {
+        for message in messages {
+            to[message.partition.expect("a partition of its own") as usize] += 1;
+        }
+        let mut builder = MessagesBuilder::default();
+        for (offset, message) in messages.iter().enumerate() {
+            builder.push(offset as i64, None, message.key.as_deref(), message.value.as_deref(), Vec::new());
+        }
+        let decoded = engine.decoder.decode(&builder.finish()).expect("campaigns");
+        assert!(decoded.rejects.is_empty(), "campaigns are as they should be");
+        let rows = engine.transform.run(decoded.batch, Utc::now(), &lookups).await.expect("the SQL runs");
+        let mut rows = std::pin::pin!(rows);
+        let mut slicer = Slicer::new(&engine.copy.schema, &engine.copy.types);
+        while let Some(batch) = rows.try_next().await.expect("the SQL runs") {
+            let width = batch.num_columns() - usize::from(engine.transform.carries_rows());
+            let batch = batch.project(&(0..width).collect::<Vec<_>>()).expect("columns");
+            slicer.add(engine.conform.apply(&batch).expect("a batch").expect("rows that fit the table"), &mut out);
+        }
+        slicer.end_slice(&mut out);
+        let rows = slicer.slices.iter().map(|slice| slice.rows).sum();
+        commits.push(Commit { to: to.clone(), rows, slices: slicer.slices });
+    }
+    out.file.flush().expect("writing the encoded rows");
+    (engine.copy.statement, commits)
+}
+
+/// Cuts and encodes one commit's rows as the job does.
+struct Slicer {
+    copy: CopyEncoder,
+    json: JsonRows,
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    slices: Vec<Slice>,
+}
+
+impl Slicer {
+    fn new(schema: &arrow::datatypes::SchemaRef, types: &[tokio_postgres::types::Type]) -> Slicer {
+        let copy = CopyEncoder::new(schema, types).expect("a conformed schema");
+        let json = JsonRows::new(schema).expect("a conformed schema");
+        Slicer { copy, json, batches: Vec::new(), rows: 0, slices: Vec::new() }
+    }
+
+    fn add(&mut self, batch: RecordBatch, out: &mut Out) {
+        self.rows += batch.num_rows();
+        self.batches.push(batch);
+        if self.rows >= SLICE_ROWS {
+            self.end_slice(out);
+        }
+    }
+
+    fn end_slice(&mut self, out: &mut Out) {
+        let batches = std::mem::take(&mut self.batches);
+        let Some(first) = batches.first() else { return };
+        let (mut buffer, mut spans) = (BytesMut::new(), Vec::new());
+        copy::header(&mut buffer);
+        for batch in &batches {
+            for chunk in self.copy.chunks(batch, &mut buffer).expect("conformed rows") {
+                spans.push(out.write(&chunk.expect("conformed rows")));
+            }
+        }
+        copy::trailer(&mut buffer);
+        spans.push(out.write(&buffer));
+        let (mut json, mut ends) = (Vec::new(), Vec::new());
+        for batch in &batches {
+            self.json.encode(batch, &mut json, &mut ends).expect("conformed rows");
+        }
+        let ends: Vec<u8> = ends.iter().flat_map(|&end| (end as u32).to_le_bytes()).collect();
+        let whole = concat_batches(&first.schema(), &batches).expect("one schema");
+        let stored = chunk::pack(&whole).expect("conformed rows");
+        self.slices.push(Slice {
+            rows: std::mem::take(&mut self.rows) as i64,
+            copy: spans,
+            json: out.write(&json),
+            ends: out.write(&ends),
+            stored: out.write(&stored),
+        });
+    }
+}
+
+struct Out {
+    file: BufWriter<File>,
+    at: usize,
+}
+
+impl Out {
+    fn create(path: &Path) -> Out {
+        Out { file: BufWriter::new(File::create(path).expect("the directory is ours")), at: 0 }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Span {
+        self.file.write_all(bytes).expect("writing the encoded rows");
+        let from = self.at;
+        self.at += bytes.len();
+        (from, self.at)
+    }
+}
+
+async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
+    let postgres = setup::connect(config).await.expect("Postgres");
+    let topics = setup::inspect_topics(config).await.expect("Kafka");
+    let Topics { cluster_id, topic_id, .. } = &topics;
+    let (group, topic) = (&config.source.group_id, &config.source.topic);
+    store::create(&postgres, &config.ledger_schema).await.expect("the ledger");
+    let ledger =
+        Ledger::open(&postgres, &config.ledger_schema, cluster_id, group, topic, topic_id).await.expect("the ledger");
+    let partitions: Vec<i32> = (0..topics.partitions).collect();
+    let starts: Vec<(i32, i64)> = partitions.iter().map(|&partition| (partition, 0)).collect();
+    ledger.register(&postgres, &starts).await.expect("the ledger");
+    let transactional_ids = [0, 1].map(|k| format!("{group}.null.{k}"));
+    let claimed = ledger.take(&postgres, &partitions, &transactional_ids).await.expect("the ledger");
+    let mut producer = setup::producer_properties(config, &topics);
+    for (key, value) in [
+        ("queue.buffering.max.messages", "1000000"),
+        ("linger.ms", "5"),
+        ("compression.type", "lz4"),
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        ("delivery.report.only.error", "true"),
+        ("transaction.timeout.ms", "900000"),
+    ] {
+        producer.insert(key.into(), value.into());
+    }
+    let mut consumer = std::collections::BTreeMap::clone(&config.source.kafka);
+    let queued = (65_536 / topics.partitions).to_string();
+    for (key, value) in [
+        ("group.id", group.as_str()),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("isolation.level", "read_committed"),
+        ("auto.offset.reset", "error"),
+        ("partition.assignment.strategy", "range"),
+        ("session.timeout.ms", "10000"),
+        ("queued.max.messages.kbytes", &queued),
+    ] {
+        consumer.insert(key.into(), value.into());
+    }
+    Spec {
+        url: url.to_owned(),
+        schema: config.ledger_schema.clone(),
+        cluster_id: cluster_id.clone(),
+        group: group.clone(),
+        topic: topic.clone(),
+        topic_id: topic_id.clone(),
+        partitions: topics.partitions,
+        output_topic: config.sink_kafka.topic.clone(),
+        copy: encoded.copy.clone(),
+        consumer,
+        producer,
+        transactional_ids,
+        epoch: claimed[0].progress.epoch,
+        data: encoded.data.clone(),
+        commits: encoded.commits.clone(),
+    }
+}

@@ -1,0 +1,362 @@
+//! The null job: the triggers of a workload, encoded beforehand, through tokio-postgres and rdkafka into both sinks in the
+//! job's transactions, while the input topic is read and thrown away. It decodes, joins and encodes nothing, prepares its
+//! statements, sends them without waiting wherever their order allows, and never holds the input back: what the job could
+//! be at its best.
+//!
+//! It prints `ready` once it is a member of the group and connected to all, and stays when all is sent until it is killed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dinnerbell::kafka::GroupMetadata;
+use dinnerbell::ledger::store::{Ledger, Step};
+use futures::SinkExt;
+use rdkafka::bindings as ffi;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::util::Timeout;
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Statement};
+use uuid::Uuid;
+
+/// From and to, in the file of encoded rows.
+pub type Span = (usize, usize);
+
+/// All that the null job knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Spec {
+    pub url: String,
+    pub schema: String,
+    pub cluster_id: String,
+    pub group: String,
+    pub topic: String,
+    pub topic_id: String,
+    pub partitions: i32,
+    pub output_topic: String,
+    pub copy: String,
+    pub consumer: BTreeMap<String, String>,
+    pub producer: BTreeMap<String, String>,
+    pub transactional_ids: [String; 2],
+    pub epoch: i64,
+    pub data: PathBuf,
+    pub commits: Vec<Commit>,
+}
+
+/// What one commit sends, once its messages have come in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Commit {
+    /// The offset after its last message, by partition.
+    pub to: Vec<i64>,
+    pub rows: i64,
+    pub slices: Vec<Slice>,
+}
+
+/// One COPY with its header and trailer, the same rows as JSON end to end with the end of each (u32), and as a stored chunk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Slice {
+    pub rows: i64,
+    pub copy: Vec<Span>,
+    pub json: Span,
+    pub ends: Span,
+    pub stored: Span,
+}
+
+pub fn run(spec: &Path) {
+    let spec: Spec = serde_json::from_slice(&std::fs::read(spec).expect("the spec")).expect("a spec");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a tokio runtime");
+    runtime.block_on(job(spec));
+}
+
+async fn job(spec: Spec) {
+    let data = map(&spec.data);
+    let blocking = tokio::task::spawn_blocking::<_, BaseProducer>;
+    let [a, b] = [0, 1].map(|k| {
+        let (properties, id) = (spec.producer.clone(), spec.transactional_ids[k].clone());
+        blocking(move || open(&properties, &id))
+    });
+    let (properties, topic) = (spec.consumer.clone(), spec.topic.clone());
+    let joined = tokio::task::spawn_blocking(move || join(&properties, &topic));
+    let (sink, a, b, joined) = tokio::join!(Sink::connect(&spec), a, b, joined);
+    let producers = [a, b].map(|producer| Arc::new(producer.expect("a producer")));
+    let consumer = joined.expect("a member of the group");
+    let group = Arc::new(GroupMetadata::capture(&consumer).expect("a member of the group"));
+    println!("ready");
+    let (to, mut reads) = watch::channel(vec![0i64; spec.partitions as usize]);
+    assign(&consumer, &spec);
+    std::thread::spawn(move || read(&consumer, &to));
+
+    let (mut done, mut confirmed, mut turn) = (vec![0i64; spec.partitions as usize], None, 0);
+    for commit in &spec.commits {
+        let all_read = |read: &Vec<i64>| read.iter().zip(&commit.to).all(|(read, to)| read >= to);
+        drop(reads.wait_for(all_read).await.expect("the reader runs"));
+        let id = Uuid::new_v4();
+        let producer = producers[turn % 2].clone();
+        turn += 1;
+        let (sending, topic) = (producer.clone(), spec.output_topic.clone());
+        let records: Vec<(Bytes, Bytes)> =
+            commit.slices.iter().map(|slice| (cut(&data, slice.json), cut(&data, slice.ends))).collect();
+        let produced = tokio::task::spawn_blocking(move || produce(&sending, &topic, &records));
+        sink.write(commit, &data, id, &done, confirmed).await;
+        produced.await.expect("Kafka takes the rows");
+        let steps = sink.steps(id, &done, &commit.to);
+        sink.ledger.advance_and_commit(&sink.client, &steps).await.expect("Postgres commits");
+        let (topic, group) = (spec.topic.clone(), group.clone());
+        tokio::task::spawn_blocking(move || finish(&producer, &topic, &steps, &group)).await.expect("Kafka commits");
+        (confirmed, done) = (Some(id), commit.to.clone());
+    }
+    std::future::pending().await
+}
+
+/// Postgres, with everything prepared.
+struct Sink {
+    client: Client,
+    ledger: Ledger,
+    copy: Statement,
+    chunk: Statement,
+    part: Statement,
+    forget: [Statement; 2],
+    epoch: i64,
+    output_topic: String,
+}
+
+impl Sink {
+    async fn connect(spec: &Spec) -> Sink {
+        let (client, connection) = tokio_postgres::connect(&spec.url, NoTls).await.expect("Postgres");
+        tokio::spawn(connection);
+        let Spec { schema, cluster_id, group, topic, topic_id, .. } = spec;
+        let ledger = Ledger::open(&client, schema, cluster_id, group, topic, topic_id).await.expect("the ledger");
+        let chunk = format!(
+            "INSERT INTO {schema}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, 'rows', $4)"
+        );
+        let part = format!(
+            "INSERT INTO {schema}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, \
+               format, previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, \
+               output_key, letter_topic) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8, $9, 0, '{{}}', now(), '', '', $10, NULL, '')"
+        );
+        let forget = |table: &str| format!("DELETE FROM {schema}.{table} WHERE commit_id = $1");
+        let [chunks, parts] = [forget("chunks"), forget("parts")];
+        let prepare = async |sql: &str| client.prepare(sql).await.expect("a statement");
+        let copy = prepare(&spec.copy).await;
+        let (chunk, part) = (prepare(&chunk).await, prepare(&part).await);
+        let forget = [prepare(&chunks).await, prepare(&parts).await];
+        let (epoch, output_topic) = (spec.epoch, spec.output_topic.clone());
+        Sink { client, ledger, copy, chunk, part, forget, epoch, output_topic }
+    }
+
+    /// One commit up to its `advance`. Statements follow one another on the connection without waiting for answers.
+    async fn write(&self, commit: &Commit, data: &Bytes, id: Uuid, from: &[i64], old: Option<Uuid>) {
+        let to = &commit.to;
+        let client = &self.client;
+        let partition = (0..from.len()).find(|&p| to[p] > from[p]).unwrap_or_default();
+        let begin = client.batch_execute("BEGIN");
+        let forget = async {
+            let Some(old) = &old else { return Ok(()) };
+            let parameters: [&(dyn ToSql + Sync); 1] = [old];
+            let [chunks, parts] = &self.forget;
+            tokio::try_join!(client.execute(chunks, &parameters), client.execute(parts, &parameters)).map(drop)
+        };
+        tokio::try_join!(begin, forget).expect("a transaction");
+        for (number, slice) in commit.slices.iter().enumerate() {
+            let sink = client.copy_in::<_, Bytes>(&self.copy).await.expect("COPY starts");
+            let mut sink = std::pin::pin!(sink);
+            for &span in &slice.copy {
+                sink.feed(cut(data, span)).await.expect("COPY takes rows");
+            }
+            let (partition, number, body) = (partition as i32, number as i32, &data[slice.stored.0..slice.stored.1]);
+            let parameters: [&(dyn ToSql + Sync); 4] = [&id, &partition, &number, &body];
+            let stored = client.execute(&self.chunk, &parameters);
+            let (copied, _) = tokio::try_join!(sink.as_mut().finish(), stored).expect("COPY ends");
+            assert_eq!(copied, slice.rows as u64);
+        }
+        let Ledger { cluster_id, group_id, topic_id, .. } = &self.ledger;
+        let metadata = self.ledger.metadata(self.epoch, Uuid::nil());
+        client
+            .execute(
+                &self.part,
+                &[
+                    &id,
+                    cluster_id,
+                    group_id,
+                    topic_id,
+                    &(partition as i32),
+                    &from[partition],
+                    &to[partition],
+                    &metadata,
+                    &commit.rows,
+                    &self.output_topic,
+                ],
+            )
+            .await
+            .expect("a part");
+    }
+
+    fn steps(&self, id: Uuid, from: &[i64], to: &[i64]) -> Vec<Step> {
+        let metadata = self.ledger.metadata(self.epoch, id);
+        (0..from.len())
+            .filter(|&partition| to[partition] > from[partition])
+            .map(|partition| Step {
+                partition: partition as i32,
+                epoch: self.epoch,
+                from: from[partition],
+                to: to[partition],
+                has_output: true,
+                metadata: metadata.clone(),
+            })
+            .collect()
+    }
+}
+
+fn open(properties: &BTreeMap<String, String>, id: &str) -> BaseProducer {
+    let mut config = client(properties);
+    let producer: BaseProducer = config.set("transactional.id", id).create().expect("a producer");
+    producer.init_transactions(Duration::from_secs(30)).expect("a transactional producer");
+    producer
+}
+
+fn client(properties: &BTreeMap<String, String>) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (key, value) in properties {
+        config.set(key, value);
+    }
+    config
+}
+
+fn produce(producer: &BaseProducer, topic: &str, records: &[(Bytes, Bytes)]) {
+    producer.begin_transaction().expect("a transaction");
+    for (json, ends) in records {
+        let mut start = 0;
+        for end in ends.chunks_exact(4) {
+            let end = u32::from_le_bytes(end.try_into().expect("4 bytes")) as usize;
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(&json[start..end]);
+            while let Err((error, back)) = producer.send(record) {
+                assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+                producer.poll(Duration::from_millis(1));
+                record = back;
+            }
+            start = end;
+        }
+    }
+    // Wakes up with the last acknowledgement; the wrapper's own would poll every 100 ms.
+    while producer.in_flight_count() > 0 {
+        // SAFETY: the client is alive.
+        unsafe { ffi::rd_kafka_flush(producer.client().native_ptr(), 1_000) };
+        producer.poll(Duration::ZERO);
+    }
+}
+
+fn finish(producer: &BaseProducer, topic: &str, steps: &[Step], group: &GroupMetadata) {
+    let mut offsets = TopicPartitionList::new();
+    for step in steps {
+        let mut element = offsets.add_partition(topic, step.partition);
+        element.set_offset(Offset::Offset(step.to)).expect("an offset");
+        element.set_metadata(&step.metadata);
+    }
+    producer.send_offsets_to_transaction(&offsets, group.get(), Timeout::Never).expect("offsets");
+    producer.commit_transaction(Timeout::Never).expect("a commit");
+}
+
+/// Accepts an assignment empty, as the job does, which reads only what it has claimed.
+#[derive(Default)]
+struct Member {
+    assigned: std::sync::atomic::AtomicBool,
+}
+
+impl ClientContext for Member {}
+
+impl ConsumerContext for Member {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, _: &mut TopicPartitionList) {
+        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            consumer.assign(&TopicPartitionList::new()).expect("an assignment");
+            self.assigned.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+}
+
+fn join(properties: &BTreeMap<String, String>, topic: &str) -> BaseConsumer<Member> {
+    let consumer: BaseConsumer<Member> = client(properties).create_with_context(Member::default()).expect("a consumer");
+    consumer.subscribe(&[topic]).expect("a subscription");
+    while !consumer.context().assigned.load(std::sync::atomic::Ordering::SeqCst) {
+        assert!(consumer.poll(Duration::from_millis(10)).is_none(), "nothing is assigned yet");
+    }
+    consumer
+}
+
+fn assign(consumer: &BaseConsumer<Member>, spec: &Spec) {
+    let mut all = TopicPartitionList::new();
+    for partition in 0..spec.partitions {
+        all.add_partition_offset(&spec.topic, partition, Offset::Offset(0)).expect("an offset");
+    }
+    consumer.assign(&all).expect("an assignment");
+}
+
+/// Reads the topic for ever, in whole batches, and throws it away.
+fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>) {
+    // SAFETY: the client outlives the queue, which lives as long as the process.
+    let queue = unsafe { ffi::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+    let mut batch = vec![std::ptr::null_mut(); 10_000];
+    loop {
+        // The first of a batch is waited for; the rest is what has come with it.
+        let Some(first) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let first = first.expect("a message");
+        let mut seen = to.borrow().clone();
+        seen[first.partition() as usize] = first.offset() + 1;
+        loop {
+            // SAFETY: as many places as are asked for; each message is read and given back once.
+            let count = unsafe { ffi::rd_kafka_consume_batch_queue(queue, 0, batch.as_mut_ptr(), batch.len()) };
+            for &message in &batch[..count.max(0) as usize] {
+                unsafe {
+                    assert_eq!((*message).err, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+                    seen[(*message).partition as usize] = (*message).offset + 1;
+                    ffi::rd_kafka_message_destroy(message);
+                }
+            }
+            to.send_replace(seen.clone());
+            if count < batch.len() as isize {
+                break;
+            }
+        }
+    }
+}
+
+fn cut(data: &Bytes, (from, to): Span) -> Bytes {
+    data.slice(from..to)
+}
+
+/// The file as it lies in the page cache: reading it costs nobody a copy.
+struct Mapped(*const u8, usize);
+
+// SAFETY: nobody writes to it.
+unsafe impl Send for Mapped {}
+unsafe impl Sync for Mapped {}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: mapped for as long as the process lives.
+        unsafe { std::slice::from_raw_parts(self.0, self.1) }
+    }
+}
+
+fn map(path: &Path) -> Bytes {
+    let file = File::open(path).expect("the encoded rows");
+    let length = file.metadata().expect("the encoded rows").len() as usize;
+    if length == 0 {
+        return Bytes::new();
+    }
+    // SAFETY: a private mapping of a file that nobody changes.
+    let at =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+    assert_ne!(at, libc::MAP_FAILED, "mapping the encoded rows: {}", std::io::Error::last_os_error());
+    Bytes::from_owner(Mapped(at.cast(), length))
+}

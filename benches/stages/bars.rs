@@ -1,0 +1,171 @@
+//! The bars that need no servers. Each compares two sides that are measured by turns, so that what else the machine does
+//! falls on both.
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use dinnerbell::lookup::LookupSet;
+use dinnerbell::transform::Transform;
+
+use crate::largest;
+use crate::pipeline::{Pipeline, campaigns, lookups, rows_of};
+
+/// Rounds of both sides; their medians are compared.
+const ROUNDS: usize = 300;
+const MATCHES: usize = 1_000;
+const SMALL: usize = 10_000;
+
+/// Nothing but the join. What a run costs without one is measured beside it, and taken off.
+const JOIN: &str =
+    "SELECT s.client_id FROM campaigns c JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant_id";
+const SCAN: &str = "SELECT c.restaurant_id AS client_id FROM campaigns c";
+
+pub fn print() {
+    println!("\n| bar | wanted | measured | |\n|---|---|---|---|");
+    joins();
+    lanes();
+}
+
+/// One line of the table; without a verdict where nothing is wanted.
+fn tell(what: &str, wanted: &str, value: f64, is_met: Option<bool>) {
+    let verdict = is_met.map_or("", |is_met| if is_met { "met" } else { "MISSED" });
+    println!("| {what} | {wanted} | {value:.3} | {verdict} |");
+}
+
+/// Batches of one campaign each, of restaurants all over the table.
+pub fn cold_batches(pipeline: &Pipeline, restaurants: usize) -> Vec<RecordBatch> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut order: Vec<usize> = (0..restaurants).collect();
+    random.shuffle(&mut order);
+    order.into_iter().take(4_000).map(|of| pipeline.decode(&campaigns([of]))).collect()
+}
+
+/// A table, the shipped query and the bare ones over it, and batches with and without a change of key.
+struct Side {
+    table: LookupSet,
+    pipeline: Pipeline,
+    join: (Transform, tokio::runtime::Runtime),
+    scan: (Transform, tokio::runtime::Runtime),
+    cold: Vec<RecordBatch>,
+}
+
+impl Side {
+    fn new(subscriptions: usize) -> Side {
+        let restaurants = subscriptions / MATCHES;
+        let table = lookups(restaurants, MATCHES);
+        let pipeline = Pipeline::new(&table);
+        let (join, scan) = (Pipeline::of_query(JOIN, &table), Pipeline::of_query(SCAN, &table));
+        let cold = cold_batches(&pipeline, restaurants);
+        Side { table, pipeline, join, scan, cold }
+    }
+
+    /// Seconds of one batch of the shipped query.
+    fn batch(&self, batch: usize) -> f64 {
+        timed(|| assert_eq!(self.pipeline.run(&self.cold[batch % self.cold.len()], &self.table), MATCHES))
+    }
+
+    /// Seconds of the join operator alone, and of a run without it.
+    fn operator(&self, round: usize) -> (f64, f64) {
+        let batch = &self.cold[round % self.cold.len()];
+        let run = |query: &(Transform, tokio::runtime::Runtime)| {
+            timed(|| assert!(rows_of(&query.0, &query.1, batch, &self.table) > 0))
+        };
+        (run(&self.join), run(&self.scan))
+    }
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn joins() {
+    let (small, large) = (Side::new(SMALL), Side::new(largest()));
+    let name = format!("{MATCHES} matches, {} subscriptions against {SMALL}", largest());
+    let mut times: [Vec<f64>; 8] = Default::default();
+    for round in 0..ROUNDS {
+        for (side, offset) in [(&small, 0), (&large, 4)] {
+            times[offset].push(side.batch(0));
+            times[offset + 1].push(side.batch(round));
+            let (join, scan) = side.operator(round);
+            times[offset + 2].push(join);
+            times[offset + 3].push(scan);
+        }
+    }
+    let [a_one, a_cold, a_join, a_scan, b_one, b_cold, b_join, b_scan] = times.map(median);
+    let ratio = b_one / a_one;
+    tell(&format!("one batch, one key: {name}"), "<= 1.1", ratio, Some(ratio <= 1.1));
+    tell(&format!("one batch, cold keys: {name}"), "", b_cold / a_cold, None);
+    let ratio = (b_join - b_scan) / (a_join - a_scan);
+    tell(&format!("join operator alone, cold keys: {name}"), "<= 2", ratio, Some(ratio <= 2.0));
+    let micros = |seconds: f64| seconds * 1e6;
+    println!(
+        "\nmicroseconds, small and large: batch with one key {:.0} and {:.0}, with cold keys {:.0} and {:.0}; operator with \
+         cold keys {:.0} and {:.0}; a run without join {:.0} and {:.0}\n",
+        micros(a_one),
+        micros(b_one),
+        micros(a_cold),
+        micros(b_cold),
+        micros(a_join - a_scan),
+        micros(b_join - b_scan),
+        micros(a_scan),
+        micros(b_scan),
+    );
+}
+
+/// One lane's work on a thread of its own: decode, join, encode for both sinks and the ledger.
+fn lanes() {
+    const CAMPAIGNS: usize = 200;
+    let table = lookups(CAMPAIGNS, MATCHES);
+    let messages = campaigns(0..CAMPAIGNS);
+    let pipelines = [Pipeline::new(&table), Pipeline::new(&table)];
+    let run = |lanes: usize| {
+        let start = Barrier::new(lanes + 1);
+        std::thread::scope(|scope| {
+            let working: Vec<_> = pipelines[..lanes]
+                .iter()
+                .map(|pipeline| {
+                    let (start, messages, table) = (&start, &messages, &table);
+                    scope.spawn(move || {
+                        let mut sinks = pipeline.sinks();
+                        start.wait();
+                        pipeline.ring(messages, table, &mut sinks)
+                    })
+                })
+                .collect();
+            start.wait();
+            let began = Instant::now();
+            let rows: usize = working.into_iter().map(|lane| lane.join().expect("a lane")).sum();
+            assert_eq!(rows, lanes * CAMPAIGNS * MATCHES);
+            rows as f64 / began.elapsed().as_secs_f64()
+        })
+    };
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        one.push(run(1));
+        two.push(run(2));
+    }
+    let (one, two) = (median(one), median(two));
+    tell("rows/s decode to encode, 2 lanes against 1", ">= 1.8", two / one, Some(two / one >= 1.8));
+    println!("\nrows/s: {one:.0} with one lane, {two:.0} with two\n");
+}
+
+/// Commits of 100 campaigns with 1,000 subscribers each, with no server and nothing measured.
+pub fn null_sinks(commits: usize) {
+    const CAMPAIGNS: usize = 100;
+    let table = lookups(CAMPAIGNS, MATCHES);
+    let pipeline = Pipeline::new(&table);
+    let messages = campaigns(0..CAMPAIGNS);
+    let mut sinks = pipeline.sinks();
+    let began = Instant::now();
+    let rows: usize = (0..commits).map(|_| pipeline.ring(&messages, &table, &mut sinks)).sum();
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{rows} rows, {} bytes in {seconds:.2} s: {:.0} rows/s", sinks.bytes, rows as f64 / seconds);
+}

@@ -1,0 +1,145 @@
+//! The job's stages one by one, in memory, by criterion; then the bars that need no servers.
+//!
+//! ```console
+//! cargo bench --bench stages                        # all
+//! cargo bench --bench stages -- 'join/'             # those of that name, by criterion
+//! cargo bench --bench stages -- --bars              # the bars alone
+//! cargo bench --bench stages -- --null-sinks 20     # 20 commits of 100,000 rows and nothing else: for profilers
+//! ```
+//!
+//! `STAGES_MAX_SUBSCRIPTIONS` leaves out larger lookup tables (10 million need 2 GB).
+
+// A bench that goes wrong stops with a panic; it is no part of the job.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bars;
+mod pipeline;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use arrow::compute::concat_batches;
+use criterion::{Criterion, Throughput};
+use dinnerbell::encode::chunk;
+
+use pipeline::{Pipeline, campaign, campaigns, lookups, messages};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--bars"] => return bars::print(),
+        ["--null-sinks", commits] => return bars::null_sinks(commits.parse().expect("a number of commits")),
+        _ => {}
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    decode(&mut criterion);
+    sql(&mut criterion);
+    join(&mut criterion);
+    encode(&mut criterion);
+    null_sinks(&mut criterion);
+    criterion.final_summary();
+    if arguments.is_empty() {
+        bars::print();
+    }
+}
+
+/// Subscriptions in the largest lookup table.
+pub fn largest() -> usize {
+    std::env::var("STAGES_MAX_SUBSCRIPTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000_000)
+}
+
+const MESSAGES: usize = 1_000;
+
+fn decode(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(MESSAGES as u64));
+    let pipeline = Pipeline::new(&lookups(1, 1));
+    let each = |make: &dyn Fn(usize) -> String| messages((0..MESSAGES).map(make));
+    let long = "a second dessert for everyone who comes before noon; ".repeat(40);
+    for (shape, messages) in [
+        ("plain", each(&|n| campaign(n, n, "a second dessert"))),
+        ("escapes", each(&|n| campaign(n, n, "a \"second\"\ndessert \u{1f370} \\ / half price"))),
+        ("2 KB of text", each(&|n| campaign(n, n, &long))),
+        ("unknown fields", each(&|n| campaign(n, n, "x").replacen('{', r#"{"more": {"a": [1, 2, {"b": null}]}, "#, 1))),
+        ("dead letters", each(&|n| campaign(n, n, "x").replace("1659203516", "\"soon\""))),
+    ] {
+        group.bench_function(shape, |bench| bench.iter(|| pipeline.decoder.decode(black_box(&messages))));
+    }
+}
+
+fn sql(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sql");
+    let table = lookups(1_000, 10);
+    let pipeline = Pipeline::new(&table);
+    group.bench_function("plan", |bench| bench.iter(|| pipeline.compile(&table)));
+    let expired = messages((0..1_000).map(|n| campaign(n, n, "x").replace("2659207116", "1659203517")));
+    for (shape, messages) in [
+        ("1 campaign, 10 rows", campaigns([7])),
+        ("1 campaign, no match", campaigns([1_000_000])),
+        ("1,000 campaigns, 10,000 rows", campaigns(0..1_000)),
+        ("1,000 campaigns, all expired", expired),
+    ] {
+        let batch = pipeline.decode(&messages);
+        group.bench_function(shape, |bench| bench.iter(|| pipeline.run(&batch, &table)));
+    }
+}
+
+fn join(criterion: &mut Criterion) {
+    for subscriptions in [10_000, 100_000, 1_000_000, 10_000_000].into_iter().filter(|&n| n <= largest()) {
+        for matches in [1, 1_000, 100_000].into_iter().filter(|&n| n <= subscriptions) {
+            join_of(criterion, subscriptions, matches);
+        }
+    }
+}
+
+fn join_of(criterion: &mut Criterion, subscriptions: usize, matches: usize) {
+    let restaurants = subscriptions / matches;
+    let table = lookups(restaurants, matches);
+    let pipeline = Pipeline::new(&table);
+    let mut group = criterion.benchmark_group(format!("join/{matches} of {subscriptions}"));
+    group.throughput(Throughput::Elements(matches as u64));
+    let one = pipeline.decode(&campaigns([restaurants / 2]));
+    group.bench_function("one key", |bench| bench.iter(|| assert_eq!(pipeline.run(&one, &table), matches)));
+    // Another key each time, so many that what one has brought into the caches is gone when it comes again.
+    let many = bars::cold_batches(&pipeline, restaurants);
+    let mut turn = 0;
+    let mut next = || {
+        turn += 1;
+        &many[turn % many.len()]
+    };
+    group.bench_function("cold keys", |bench| bench.iter(|| assert_eq!(pipeline.run(next(), &table), matches)));
+}
+
+fn encode(criterion: &mut Criterion) {
+    for (shape, restaurants, subscribers) in [("fan-out", 8, 1_024), ("selective", 8_192, 1)] {
+        let table = lookups(restaurants, subscribers);
+        let pipeline = Pipeline::new(&table);
+        let batch = pipeline.decode(&campaigns(0..restaurants));
+        let rows = pipeline.rows(&batch, &table);
+        let rows = concat_batches(rows[0].schema_ref(), &rows).expect("one schema");
+        let mut sinks = pipeline.sinks();
+        let mut group = criterion.benchmark_group(format!("encode/{shape}"));
+        group.throughput(Throughput::Elements(rows.num_rows() as u64));
+        group.bench_function("JSON", |bench| bench.iter(|| sinks.json(black_box(&rows))));
+        group.bench_function("COPY BINARY", |bench| bench.iter(|| sinks.copy(black_box(&rows))));
+        group.bench_function("stored chunk", |bench| bench.iter(|| chunk::pack(black_box(&rows))));
+    }
+}
+
+/// Decode to encode, with sinks that keep nothing.
+fn null_sinks(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("null sinks");
+    for (shape, restaurants, subscribers) in [("fan-out", 100, 1_000), ("crowd", 1, 100_000), ("selective", 10_000, 1)]
+    {
+        let table = lookups(restaurants, subscribers);
+        let pipeline = Pipeline::new(&table);
+        let messages = campaigns(0..restaurants);
+        let mut sinks = pipeline.sinks();
+        group.throughput(Throughput::Elements((restaurants * subscribers) as u64));
+        group.bench_function(shape, |bench| bench.iter(|| pipeline.ring(&messages, &table, &mut sinks)));
+    }
+}
