@@ -18,7 +18,7 @@ use super::decide::{Decision, KafkaOffset, Seen, decide, is_of};
 use super::replay;
 use super::store::{Claimed, Ledger, PartHead, Step, prepare_session};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Action, Error, Result};
 use crate::kafka::{self, GroupMetadata};
 use crate::postgres::{self, Connection};
 use crate::sink::kafka::{OffsetCommit, Producer};
@@ -151,8 +151,12 @@ impl Tenure {
     pub async fn release(mut self) -> Result<()> {
         self.flush().await?;
         crate::step!("S12");
-        let epochs: Vec<(i32, i64)> = self.held.iter().map(|(&partition, held)| (partition, held.epoch)).collect();
-        self.ledger.release(&self.postgres, &epochs).await
+        self.ledger.release(&self.postgres, &self.epochs()).await
+    }
+
+    /// By partition: the epoch under which it is held.
+    fn epochs(&self) -> Vec<(i32, i64)> {
+        self.held.iter().map(|(&partition, held)| (partition, held.epoch)).collect()
     }
 }
 
@@ -194,8 +198,21 @@ pub async fn commit_offsets(
 pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMetadata>) -> Result<Tenure> {
     check_topic(claimant).await?;
     let (mut tenure, seen) = seize(claimant, partitions, group).await?;
-    mend(claimant, &mut tenure, seen).await?;
-    Ok(tenure)
+    match mend(claimant, &mut tenure, seen).await {
+        Ok(()) => Ok(tenure),
+        Err(error) if error.action() == Action::Halt => Err(still_true(&tenure, error).await),
+        Err(error) => Err(error),
+    }
+}
+
+/// A member that stood still in the middle of its claim has been replaced since, and what it reads now does not go with
+/// what it read then: that explains itself by another claim, and needs nobody.
+async fn still_true(tenure: &Tenure, error: Error) -> Error {
+    match tenure.ledger.is_present(&tenure.postgres, &tenure.epochs()).await {
+        Ok(true) => error,
+        Ok(false) => Error::Claim { what: format!("another member has claimed the partitions meanwhile ({error})") },
+        Err(unknown) => unknown,
+    }
 }
 
 /// (a) to (d) of a claim: nobody else can write for the partitions any more, and this is what there is.

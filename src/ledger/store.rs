@@ -519,10 +519,24 @@ impl Ledger {
         self.set_owner(client, epochs, None).await
     }
 
+    /// Whether nobody has taken these partitions since, of which each is given with its epoch.
+    pub async fn is_present(&self, client: &Client, epochs: &[(i32, i64)]) -> Result<bool> {
+        let (partitions, held): (Vec<i32>, Vec<i64>) = epochs.iter().copied().unzip();
+        let sql = format!(
+            "SELECT count(*) FROM {}.progress, unnest($4::int4[], $5::int8[]) AS held(p, e) \
+             WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = p AND epoch = e",
+            self.schema
+        );
+        let row = client
+            .query_one(&sql, &[&self.cluster_id, &self.group_id, &self.topic_id, &partitions, &held])
+            .await
+            .map_err(Error::postgres("reading the owners of partitions in the ledger"))?;
+        Ok(row.get::<_, i64>(0) == epochs.len() as i64)
+    }
+
     /// Only under our own epochs: whoever has taken a partition since must keep what was noted then.
     async fn set_owner(&self, client: &Client, epochs: &[(i32, i64)], ids: Option<&[String]>) -> Result<()> {
-        let partitions: Vec<i32> = epochs.iter().map(|epoch| epoch.0).collect();
-        let held: Vec<i64> = epochs.iter().map(|epoch| epoch.1).collect();
+        let (partitions, held): (Vec<i32>, Vec<i64>) = epochs.iter().copied().unzip();
         let sql = format!(
             "UPDATE {}.progress SET transactional_ids = $6 FROM unnest($4::int4[], $5::int8[]) AS held(p, e) \
              WHERE cluster_id = $1 AND group_id = $2 AND topic_id = $3 AND partition = p AND epoch = e",
