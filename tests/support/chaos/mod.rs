@@ -66,6 +66,9 @@ pub struct Options {
     /// Share of starts without `[job] instance`, whose death costs the group a session timeout
     #[arg(long, default_value_t = 0.02)]
     pub dynamic: f64,
+    /// How many commits a replica lives to see: 1 for some five at the most, 3 for three times as many
+    #[arg(long, default_value_t = 1)]
+    pub life: u32,
     /// Seconds between two faults beside the kills, on average; 0 for none
     #[arg(long, default_value_t = 4.0)]
     pub fault_every: f64,

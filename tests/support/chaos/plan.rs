@@ -62,13 +62,14 @@ pub struct Plan {
 }
 
 /// Draws the plan of the next life. `hits` says how often each step was hit, `last` where the last life ended, `wanted`
-/// how often each step has to be hit.
+/// how often each step has to be hit, `life` how many times as often steps are passed over.
 pub fn draw(
     random: &mut fastrand::Rng,
     hits: &BTreeMap<&'static str, u64>,
     last: Option<&str>,
     wanted: u64,
     dynamic: f64,
+    life: u32,
 ) -> Plan {
     let mut plan = Plan {
         step: None,
@@ -80,7 +81,7 @@ pub fn draw(
         once_assigned: true,
     };
     match random.f64() {
-        share if share < 0.72 => arm(&mut plan, random, hits, last, wanted),
+        share if share < 0.72 => arm(&mut plan, random, hits, last, wanted, life),
         // At a random moment of its life, the start and the claim included.
         share if share < 0.87 => plan.once_assigned = random.bool(),
         share if share < 0.91 => {
@@ -108,6 +109,7 @@ fn arm(
     hits: &BTreeMap<&'static str, u64>,
     last: Option<&str>,
     wanted: u64,
+    life: u32,
 ) {
     let leaves_a_part = last.is_some_and(|last| LEAVE_A_PART.contains(&last));
     let weight = |step: &Step| {
@@ -131,7 +133,7 @@ fn arm(
         at < 0.0
     });
     let step = chosen.unwrap_or(&STEPS[0]);
-    let passes = random.u32(0..=step.passes);
+    let passes = random.u32(0..=step.passes * life);
     plan.step = Some((step.name, format!("{}={passes}*off->return", step.name)));
     plan.kill_at = ARMED_FOR;
     // The release is what passes these steps for sure.

@@ -337,8 +337,8 @@ impl<'a> Slots<'a> {
         if life.is_some() || Instant::now() < due || extra.is_some_and(|until| Instant::now() >= until) {
             return;
         }
-        let Options { per_step, dynamic, .. } = *self.options;
-        let mut plan = draw(&mut self.random, &self.hits, last, per_step, dynamic);
+        let Options { per_step, dynamic, life, .. } = *self.options;
+        let mut plan = draw(&mut self.random, &self.hits, last, per_step, dynamic, life);
         if self.calm {
             plan = Plan { step: None, dynamic: false, away: Duration::ZERO, ..plan };
         }
