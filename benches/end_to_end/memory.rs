@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dinnerbell::config::Config;
-use dinnerbell::job::setup::Mission;
+use dinnerbell::job::setup::{self, Mission};
 use dinnerbell::lookup;
 use dinnerbell::postgres;
 use futures::TryStreamExt;
@@ -116,7 +116,8 @@ fn one_campaign(options: &Options, report: &mut Report) {
 pub fn load(options: &Options, report: &mut Report) {
     let stack = with_table("load", options, UUID_CLIENTS);
     let config = Arc::new(Config::load(Some(&stack.config())).expect("the stack's settings"));
-    let query = Mission::load(&config).expect("the SQL").files.lookups.remove(0);
+    let mission = Mission::load(&config).expect("the SQL");
+    let query = &mission.files.lookups[0];
     let runtime = runtime();
     let (mut loads, mut copies) = (Vec::new(), Vec::new());
     for n in 0..=options.runs {
@@ -124,8 +125,10 @@ pub fn load(options: &Options, report: &mut Report) {
         let began = Instant::now();
         let rows = runtime.block_on(bare(&client, &query.sql));
         let copied = began.elapsed().as_secs_f64();
+        let keys = runtime.block_on(setup::lookup_keys(&config, &mission, &client)).expect("what the SQL joins by");
         let began = Instant::now();
-        let table = runtime.block_on(lookup::load(&client, &query, |_, _| {})).expect("a lookup table");
+        let table =
+            runtime.block_on(lookup::load(&client, query, &keys[&query.name], |_, _| {})).expect("a lookup table");
         let loaded = began.elapsed().as_secs_f64();
         assert_eq!(rows, table.rows, "rows of the COPY and of the table");
         println!("  load {n}: {rows} rows, {loaded:.3} s, bare COPY {copied:.3} s");

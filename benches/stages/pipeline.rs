@@ -79,7 +79,8 @@ pub fn lookups(restaurants: usize, subscribers: usize) -> LookupSet {
         let columns: Vec<ArrayRef> = vec![Arc::new(restaurants), Arc::new(clients)];
         RecordBatch::try_new(schema.clone(), columns).expect("two columns of one length")
     });
-    LookupSet::new([LookupTable::new("subscribers_restaurants", schema.clone(), batches.collect())])
+    let table = LookupTable::new("subscribers_restaurants", schema.clone(), batches.collect(), Some(0));
+    LookupSet::new([table.expect("a table of two columns")])
 }
 
 /// What a lane computes with.
