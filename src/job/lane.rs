@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::commit;
 use super::engine::Engine;
 use crate::error::{Action, Error, Result};
-use crate::kafka::GroupMetadata;
+use crate::kafka::{self, GroupMetadata};
 use crate::ledger::claim::{Claimant, Tenure, claim};
 use crate::lookup::Lookups;
 use crate::source::{Cycle, Event, REVOKE_WAIT, Source};
@@ -32,6 +32,11 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// And at the latest after so many messages.
 const FLUSH_MESSAGES: i64 = 100_000;
+
+/// A member that has heard nothing for this long while Kafka answers others is deaf: librdkafka was seen to stay without
+/// any connection after its brokers had gone and come back many times. Where the group only waits for another member,
+/// joining anew costs it nothing.
+const DEAF_AFTER: Duration = Duration::from_secs(120);
 
 pub struct Lane {
     pub engine: Engine,
@@ -120,13 +125,20 @@ impl Lane {
 
     /// The next assignment with partitions in it; `None` when stopped before.
     async fn assigned(&mut self) -> Result<Option<Assignment>> {
+        let mut stands_by = false;
         loop {
             let event = tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
                 event = self.source.next() => event,
+                () = tokio::time::sleep(deaf_after()), if !stands_by => {
+                    self.join_anew().await?;
+                    continue;
+                }
             };
+            stands_by = false;
             match event {
                 Event::Assigned { partitions, .. } if partitions.is_empty() => {
+                    stands_by = true;
                     self.health.working(self.number);
                     tracing::info!("more members than partitions: this lane stands by");
                 }
@@ -143,6 +155,22 @@ impl Lane {
                 Event::Assigned { .. } | Event::Revoked { .. } | Event::Cycle(_) => {}
             }
         }
+    }
+
+    /// Replaces the consumer, if a new client is answered: then it is ours that does not hear.
+    async fn join_anew(&mut self) -> Result<()> {
+        let config = self.claimant.config.clone();
+        if let Err(error) = kafka::blocking(move || kafka::probe(&config.source.kafka).map(drop)).await {
+            tracing::debug!("Kafka does not answer a new client either: {error}");
+            return Ok(());
+        }
+        tracing::warn!("nothing was heard of the group for long, and Kafka answers: joining it anew");
+        let source = self.source.again(&self.claimant.config, self.number)?;
+        self.claimant.consumer = source.consumer();
+        let deaf = std::mem::replace(&mut self.source, source);
+        // Its goodbye may take as long as it likes.
+        tokio::task::spawn_blocking(move || deaf.close());
+        Ok(())
     }
 
     /// Claims and works, again and again, until the assignment is taken away or the job stops.
@@ -262,6 +290,14 @@ impl Lane {
             }
         }
     }
+}
+
+/// Tests are less patient: `FAILPOINTS="deaf_after=return(2000)"`, in milliseconds.
+fn deaf_after() -> Duration {
+    fail::fail_point!("deaf_after", |millis| {
+        millis.and_then(|millis| millis.parse().ok()).map_or(DEAF_AFTER, Duration::from_millis)
+    });
+    DEAF_AFTER
 }
 
 /// How work ended.

@@ -82,6 +82,7 @@ pub struct Source {
     consumer: Arc<BaseConsumer<Watcher>>,
     thread: std::thread::JoinHandle<()>,
     readings: u64,
+    partitions: i32,
     /// Events that came while only urgent ones were wanted.
     deferred: VecDeque<Event>,
 }
@@ -108,7 +109,15 @@ impl Source {
             .name("kafka-poll".into())
             .spawn(move || polled.run(inbox))
             .map_err(Error::io("starting the polling thread"))?;
-        Ok(Source { commands, events, consumer, thread, readings: 0, deferred: VecDeque::new() })
+        Ok(Source { commands, events, consumer, thread, readings: 0, partitions, deferred: VecDeque::new() })
+    }
+
+    /// Another member in the place of this one.
+    ///
+    /// # Errors
+    /// As for [`Source::open`].
+    pub fn again(&self, config: &Config, lane: usize) -> Result<Source> {
+        Source::open(config, lane, self.partitions)
     }
 
     /// The next event; never ends before [`Source::close`].
@@ -347,6 +356,8 @@ struct Polled {
 
 impl Polled {
     fn run(self, inbox: mpsc::Receiver<Command>) {
+        // Polls nothing until it is closed, as if librdkafka had nothing to say any more.
+        fail::fail_point!("deaf", |_| while !matches!(inbox.recv(), Ok(Command::Close) | Err(_)) {});
         let mut reading: Option<Reading> = None;
         let mut wanted = false;
         loop {

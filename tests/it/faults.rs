@@ -189,3 +189,16 @@ fn a_steady_trickle_never_stalls() {
     drained(&mut job);
     LOAD.verify(&stack, produced);
 }
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_consumer_that_hears_nothing_any_more_is_replaced() {
+    let stack = small_batches(Stack::new("deaf"));
+    LOAD.produce(&stack, 0..20);
+    let deaf = [("FAILPOINTS", "deaf=1*return;deaf_after=return(2000)")];
+    let mut job = Job::spawn_with(&stack, &["run"], &deaf);
+    everything_arrives(&stack, 20);
+    assert_eq!(job.stderr().matches("joining it anew").count(), 1, "{}", job.stderr());
+    drained(&mut job);
+    LOAD.verify(&stack, 20);
+}
