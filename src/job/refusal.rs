@@ -44,6 +44,23 @@ pub async fn find(
     }
     let doing = || Error::postgres("looking for the messages whose rows Postgres refuses");
     postgres.batch_execute("BEGIN").await.map_err(doing())?;
+    let found = bisect(engine, postgres, works, now, lookups).await;
+    // Whatever was found: the next transaction begins on the same connection.
+    let ended = postgres.batch_execute("ROLLBACK").await.map_err(doing());
+    let found = found?;
+    ended?;
+    Ok(found)
+}
+
+/// In an open transaction, which is as it was afterwards unless there is an error.
+async fn bisect(
+    engine: &mut Engine,
+    postgres: &Connection,
+    works: &[Work],
+    now: DateTime<Utc>,
+    lookups: &LookupSet,
+) -> Result<Vec<(usize, Reject)>> {
+    let doing = || Error::postgres("looking for the messages whose rows Postgres refuses");
     let mut refused = Vec::new();
     for (part, work) in works.iter().enumerate() {
         let mut stack = vec![(0, work.batch.num_rows())];
@@ -67,7 +84,6 @@ pub async fn find(
             }
         }
     }
-    postgres.batch_execute("ROLLBACK").await.map_err(doing())?;
     Ok(refused)
 }
 

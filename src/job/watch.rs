@@ -25,14 +25,14 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// # Errors
 /// [`Error::Halt`] where a topic is gone, or the input topic is another one: seen twice.
 pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
-    let mut client: Option<Arc<BaseConsumer<Asker>>> = None;
+    let mut clients: Option<Clients> = None;
     let (mut suspected, mut pause) = (false, EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
-        let looked = look(&config, &ledger, &mut client).await;
+        let looked = look(&config, &ledger, &mut clients).await;
         pause = EVERY;
         match looked {
             Err(error) if matches!(error, Error::Halt { .. }) && suspected => return Err(error),
@@ -43,37 +43,40 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
             Err(error) => {
                 // The lanes tell of outages and refused rights.
                 tracing::debug!(halts = error.action() == Action::Halt, "looking at the topics: {error}");
-                client = None;
+                clients = None;
             }
             Ok(()) => suspected = false,
         }
     }
 }
 
-async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, client: &mut Option<Arc<BaseConsumer<Asker>>>) -> Result<()> {
-    let (config, ledger, held) = (config.clone(), ledger.clone(), client.take());
+/// One for the input topic and one for the others: each has the rights of its own settings.
+type Clients = [Arc<BaseConsumer<Asker>>; 2];
+
+async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<Clients>) -> Result<()> {
+    let (config, ledger, held) = (config.clone(), ledger.clone(), clients.take());
     let (used, looked) = kafka::blocking(move || {
-        let client = match held {
-            Some(client) => client,
-            None => Arc::new(kafka::probe(&config.sink_kafka.kafka)?),
+        let clients = match held {
+            Some(clients) => clients,
+            None => [kafka::probe(&config.source.kafka)?, kafka::probe(&config.sink_kafka.kafka)?].map(Arc::new),
         };
-        // Serves librdkafka's callbacks, which nobody else does on this client.
-        client.poll(Duration::ZERO);
-        let looked = look_at(client.client(), &config, &ledger);
-        Ok((client, looked))
+        // Serves librdkafka's callbacks, which nobody else does on these clients.
+        clients.iter().for_each(|client| drop(client.poll(Duration::ZERO)));
+        let looked = look_at(&clients, &config, &ledger);
+        Ok((clients, looked))
     })
     .await?;
-    *client = Some(used);
+    *clients = Some(used);
     looked
 }
 
-fn look_at(client: &rdkafka::client::Client<Asker>, config: &Config, ledger: &Ledger) -> Result<()> {
-    let id = kafka::topic_id(client, &ledger.topic)?;
+fn look_at([source, sinks]: &Clients, config: &Config, ledger: &Ledger) -> Result<()> {
+    let id = kafka::topic_id(source.client(), &ledger.topic)?;
     if id != ledger.topic_id {
         return Err(topic_anew(&ledger.topic, &ledger.topic_id, &id));
     }
     for topic in [&config.sink_kafka.topic, &config.dead_letters.topic] {
-        kafka::partition_count(client, topic)?;
+        kafka::partition_count(sinks.client(), topic)?;
     }
     Ok(())
 }

@@ -170,3 +170,19 @@ fn out_of_range(stack: &Stack, stage: &str) {
         assert!(reason.contains("3000000000"), "{reason}");
     }
 }
+
+/// While the refused message is looked for, the query turns out to make too many rows at once: fewer messages are taken,
+/// on the same connection.
+#[test]
+fn a_refusal_in_a_batch_that_makes_too_many_rows() {
+    let mut stack = Stack::new("too_many");
+    stack.set("transform", "max_rows", 70_000);
+    stack.execute("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> 'rude')");
+    stack.subscribe((0..40_000).map(|n| (client(n), restaurant(1))));
+    stack.subscribe([(client(0), restaurant(2))]);
+    let rude = Campaign { content: "rude".into(), ..Campaign::new(1, restaurant(2)) };
+    let (rows, letters) = run_over(&stack, &[ring(0, "good"), rude, ring(2, "good")]);
+    assert_eq!(rows.len(), 80_000);
+    let [rude] = explained(&stack, &letters).try_into().expect("one letter");
+    assert_eq!((rude.0, rude.1.as_str()), (1, "postgres"));
+}
