@@ -20,10 +20,6 @@ fn drained(job: &mut Job) {
     assert_eq!(status.code(), Some(0), "{}", job.stderr());
 }
 
-fn everything_arrives(stack: &Stack, campaigns: usize) {
-    wait_until("all rows in Postgres", PATIENCE, || LOAD.is_in_postgres(stack, campaigns));
-}
-
 fn rows(stack: &Stack) -> i64 {
     stack.number("SELECT count(*) FROM subscribers_feedback")
 }
@@ -39,7 +35,7 @@ fn sigterm_in_mid_load_drains_and_a_restart_goes_on() {
     assert!(before < 400 * 25, "the stop came after the load, not in its middle");
     assert_eq!(stack.number("SELECT count(*) FROM dinnerbell.progress WHERE transactional_ids IS NOT NULL"), 0);
     let mut job = Job::spawn(&stack, &["run"]);
-    everything_arrives(&stack, 400);
+    LOAD.arrives(&stack, 400);
     drained(&mut job);
     LOAD.verify(&stack, 400);
 }
@@ -64,7 +60,7 @@ fn kill_9_ten_times_in_mid_load() {
         println!("round {round}: killed with {} rows", rows(&stack));
     }
     let mut job = Job::spawn(&stack, &["run"]);
-    everything_arrives(&stack, produced);
+    LOAD.arrives(&stack, produced);
     drained(&mut job);
     LOAD.verify(&stack, produced);
 }
@@ -84,7 +80,7 @@ fn replicas_join_and_leave_in_mid_load() {
     let mut third = Job::spawn(&stack, &["run"]);
     wait_until("the third has partitions", PATIENCE, || third.stderr().contains("partitions assigned"));
     second.kill9();
-    everything_arrives(&stack, 600);
+    LOAD.arrives(&stack, 600);
     drained(&mut third);
     LOAD.verify(&stack, 600);
 }
@@ -101,7 +97,7 @@ fn servers_restart_in_mid_load() {
     wait_until("the job notices", PATIENCE, || job.stderr().contains("paused: "));
     assert!(!job.is_ready());
     postgres.resume();
-    everything_arrives(&stack, 200);
+    LOAD.arrives(&stack, 200);
     wait_until("the job is ready again", PATIENCE, || job.is_ready());
     let told = job.stderr().matches("paused: ").count();
     assert_eq!(told, 1, "an outage is told once: {}", job.stderr());
@@ -115,7 +111,7 @@ fn servers_restart_in_mid_load() {
     let warnings = job.stderr().matches("WARN").count();
     assert!(warnings <= 4, "an outage floods the log: {}", job.stderr());
     kafka.resume();
-    everything_arrives(&stack, 400);
+    LOAD.arrives(&stack, 400);
     wait_until("the job is ready again", PATIENCE, || job.is_ready());
     assert_eq!(job.stderr().matches("resumed").count(), 2, "{}", job.stderr());
     assert_eq!(job.metric("dinnerbell_reconnects_total", "{server=\"postgres\"}"), 1.0);
@@ -126,7 +122,7 @@ fn servers_restart_in_mid_load() {
     kafka.resume();
     postgres.resume();
     LOAD.produce(&stack, 400..500);
-    everything_arrives(&stack, 500);
+    LOAD.arrives(&stack, 500);
     drained(&mut job);
     LOAD.verify(&stack, 500);
 }
@@ -140,7 +136,7 @@ fn a_backend_killed_in_mid_load_is_claimed_anew() {
         wait_until("some rows", PATIENCE, || rows(&stack) >= milestone);
         assert!(stack.kill_sessions() > 0);
     }
-    everything_arrives(&stack, 300);
+    LOAD.arrives(&stack, 300);
     drained(&mut job);
     LOAD.verify(&stack, 300);
 }
@@ -152,7 +148,7 @@ fn lanes_share_the_partitions_and_a_named_instance_keeps_them() {
     stack.set("job", "instance", "bell");
     LOAD.produce(&stack, 0..200);
     let mut job = Job::spawn(&stack, &["run"]);
-    everything_arrives(&stack, 200);
+    LOAD.arrives(&stack, 200);
     let owners = "SELECT count(DISTINCT transactional_ids) FROM dinnerbell.progress";
     wait_until("each lane has a partition", PATIENCE, || stack.number(owners) == 3);
     job.kill9();
@@ -168,7 +164,7 @@ fn lanes_share_the_partitions_and_a_named_instance_keeps_them() {
     assert_eq!(status.code(), Some(1), "{}", job.stderr());
     assert!(job.stderr().contains("[job] instance"), "{}", job.stderr());
     LOAD.produce(&stack, 300..350);
-    everything_arrives(&stack, 350);
+    LOAD.arrives(&stack, 350);
     drained(&mut second);
     LOAD.verify(&stack, 350);
 }
@@ -185,7 +181,7 @@ fn a_steady_trickle_never_stalls() {
         LOAD.produce(&stack, produced..produced + 1);
         produced += 1;
     }
-    everything_arrives(&stack, produced);
+    LOAD.arrives(&stack, produced);
     drained(&mut job);
     LOAD.verify(&stack, produced);
 }
@@ -197,7 +193,7 @@ fn a_consumer_that_hears_nothing_any_more_is_replaced() {
     LOAD.produce(&stack, 0..20);
     let deaf = [("FAILPOINTS", "deaf=1*return;deaf_after=return(2000)")];
     let mut job = Job::spawn_with(&stack, &["run"], &deaf);
-    everything_arrives(&stack, 20);
+    LOAD.arrives(&stack, 20);
     assert_eq!(job.stderr().matches("joining it anew").count(), 1, "{}", job.stderr());
     drained(&mut job);
     LOAD.verify(&stack, 20);

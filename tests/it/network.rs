@@ -14,12 +14,6 @@ fn small_batches(name: &str) -> (Stack, Network) {
     (stack, network)
 }
 
-fn everything_arrives(stack: &Stack, campaigns: usize) {
-    wait_until("all rows in both sinks", PATIENCE, || {
-        LOAD.is_in_postgres(stack, campaigns) && stack.read_triggers().len() >= campaigns * LOAD.subscribers
-    });
-}
-
 fn rows(stack: &Stack) -> i64 {
     stack.number("SELECT count(*) FROM subscribers_feedback")
 }
@@ -53,7 +47,7 @@ fn all_connections_reset_again_and_again_in_mid_load() {
         println!("round {round}: {cut} connections cut");
         assert!(cut > 0);
     }
-    everything_arrives(&stack, 600);
+    LOAD.arrives(&stack, 600);
     assert!(job.is_running());
     ends(job, &stack, 600);
 }
@@ -77,7 +71,7 @@ fn servers_that_fall_silent_in_mid_load() {
         assert!(proxies.iter().map(|proxy| proxy.injected()).sum::<u64>() > before);
         // What was held comes late, as after a partition that heals.
         proxies.iter().for_each(|proxy| proxy.restore());
-        everything_arrives(&stack, produced);
+        LOAD.arrives(&stack, produced);
         assert!(job.is_running(), "{}", job.stderr());
     }
     ends(job, &stack, produced);
@@ -93,16 +87,16 @@ fn a_late_end_of_a_transaction_does_not_end_the_next_one() {
     // Each partition has had a commit, so that a claim has nothing to write.
     for n in 0..3 {
         stack.produce([LOAD.message(n).partition(n as i32)]);
-        everything_arrives(&stack, n + 1);
+        LOAD.arrives(&stack, n + 1);
     }
     let late = network.kafka.hold(Match::kafka(api::END_TXN));
     LOAD.produce(&stack, 3..4);
     wait_until("an EndTxn is held", PATIENCE, || late.injected() == 1);
     late.cut();
-    everything_arrives(&stack, 4);
+    LOAD.arrives(&stack, 4);
     // The other producer's turn; then it is that one's again, stopped between its rows and its offsets.
     LOAD.produce(&stack, 4..5);
-    everything_arrives(&stack, 5);
+    LOAD.arrives(&stack, 5);
     assert!(job.is_running());
     let offsets = network.kafka.hold(Match::kafka(api::ADD_OFFSETS_TO_TXN));
     LOAD.produce(&stack, 5..6);
@@ -120,7 +114,7 @@ fn a_late_end_of_a_transaction_does_not_end_the_next_one() {
     wait_until("the stored batch is confirmed", PATIENCE, || {
         stack.number("SELECT count(*) FROM dinnerbell.parts") == 0
     });
-    everything_arrives(&stack, 6);
+    LOAD.arrives(&stack, 6);
     ends(job, &stack, 6);
     assert_ne!(error, 0, "the late EndTxn ended a transaction");
 }

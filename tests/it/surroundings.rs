@@ -13,12 +13,6 @@ use crate::support::{Disk, Job, Load, Postgres, Stack, now, run, wait_until};
 const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 10, subscribers: 50 };
 
-fn everything_arrives(stack: &Stack, campaigns: usize) {
-    wait_until("all rows in both sinks", PATIENCE, || {
-        LOAD.is_in_postgres(stack, campaigns) && stack.read_triggers().len() >= campaigns * LOAD.subscribers
-    });
-}
-
 fn ends(mut job: Job, stack: &Stack, campaigns: usize) {
     job.term();
     assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
@@ -41,7 +35,7 @@ fn a_full_disk_pauses_the_job_until_there_is_space() {
 
     let mut job = Job::spawn(&stack, &["run"]);
     LOAD.produce(&stack, 0..20);
-    everything_arrives(&stack, 20);
+    LOAD.arrives(&stack, 20);
     let ballast = disk.path().join("ballast");
     let mut file = File::create(&ballast).expect("the disk has space");
     while file.write_all(&[0; 4096]).is_ok() {}
@@ -56,7 +50,7 @@ fn a_full_disk_pauses_the_job_until_there_is_space() {
     assert!(job.is_running());
 
     fs::remove_file(&ballast).expect("it is ours");
-    everything_arrives(&stack, 120);
+    LOAD.arrives(&stack, 120);
     wait_until("it is ready again", PATIENCE, || job.is_ready());
     assert_eq!(job.stderr().matches("paused: ").count(), 1, "an outage is told once: {}", job.stderr());
     assert!(stack.read_dead_letters().is_empty());
@@ -95,10 +89,10 @@ fn a_clock_that_is_set_back_in_mid_load() {
         produced += 10;
         stack.number(&back) > 0
     });
-    everything_arrives(&stack, produced);
+    LOAD.arrives(&stack, produced);
     set("+0\n");
     LOAD.produce(&stack, produced..produced + 50);
-    everything_arrives(&stack, produced + 50);
+    LOAD.arrives(&stack, produced + 50);
     assert!(job.is_running());
     ends(job, &stack, produced + 50);
 }
@@ -162,7 +156,7 @@ fn a_kafka_that_is_too_slow_is_served_from_the_ledger() {
     LOAD.subscribe(&stack);
     let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "kafka_patience=return(4000)")]);
     LOAD.produce(&stack, 0..10);
-    everything_arrives(&stack, 10);
+    LOAD.arrives(&stack, 10);
     let held = network.kafka.hold(Match::kafka(api::PRODUCE).every());
     LOAD.produce(&stack, 10..13);
     wait_until("rows are held", PATIENCE, || held.injected() > 0);
@@ -170,10 +164,10 @@ fn a_kafka_that_is_too_slow_is_served_from_the_ledger() {
     assert!(stack.number("SELECT count(*) FROM subscribers_feedback") > 10 * 50, "Postgres has committed");
     assert_eq!(stack.read_triggers().len(), 10 * 50);
     held.release();
-    everything_arrives(&stack, 13);
+    LOAD.arrives(&stack, 13);
     assert!(job.metric("dinnerbell_replayed_parts_total", "") >= 1.0);
     LOAD.produce(&stack, 13..40);
-    everything_arrives(&stack, 40);
+    LOAD.arrives(&stack, 40);
     assert!(job.is_running());
     ends(job, &stack, 40);
 }

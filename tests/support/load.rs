@@ -2,12 +2,17 @@
 //! that both sinks hold each trigger once.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::campaigns::{Campaign, client, restaurant};
 use super::messages::Message;
+use super::run::wait_until;
 use super::stack::Stack;
+
+/// Longer than a dead member's session and a server's restart on a machine that does other things as well.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(90);
 
 /// Campaign n is of restaurant n modulo `restaurants`; each restaurant has its own `subscribers`.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +55,14 @@ impl Load {
     /// Whether the table holds as many rows as `campaigns` make.
     pub fn is_in_postgres(self, stack: &Stack, campaigns: usize) -> bool {
         stack.number("SELECT count(*) FROM subscribers_feedback") >= (campaigns * self.subscribers) as i64
+    }
+
+    /// Waits until both sinks hold as many rows as `campaigns` make.
+    #[track_caller]
+    pub fn arrives(self, stack: &Stack, campaigns: usize) {
+        wait_until("all rows in both sinks", ARRIVES_WITHIN, || {
+            self.is_in_postgres(stack, campaigns) && stack.read_triggers().len() >= campaigns * self.subscribers
+        });
     }
 
     /// Each trigger once in each sink, and both sinks equal, row for row.
