@@ -104,6 +104,12 @@ impl Error {
         }
     }
 
+    /// Whether the broker says that another member of the group has this one's `[job] instance`.
+    pub fn is_fenced_instance(&self) -> bool {
+        use rdkafka::error::RDKafkaErrorCode as Code;
+        matches!(self, Error::Kafka { source, .. } if source.rdkafka_error_code() == Some(Code::FencedInstanceId))
+    }
+
     /// What the operator can do, where that is known.
     pub fn remedy(&self) -> Option<&str> {
         let text = match self {
@@ -256,10 +262,7 @@ fn kafka_remedy(error: &rdkafka::error::KafkaError) -> &'static str {
         Some(Code::InconsistentGroupProtocol) => {
             "other members of the group use another assignor or protocol: choose another [source] group_id"
         }
-        Some(Code::FencedInstanceId) => {
-            "another process runs under the same [job] instance: give each its own; if there is none, this one stood still for \
-             longer than its session timeout: start it again"
-        }
+        Some(Code::FencedInstanceId) => "another process runs under the same [job] instance: give each its own",
         _ => "",
     }
 }

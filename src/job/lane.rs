@@ -38,6 +38,9 @@ const FLUSH_MESSAGES: i64 = 100_000;
 /// joining anew costs it nothing.
 const DEAF_AFTER: Duration = Duration::from_secs(120);
 
+/// A member whose name is taken again within this time shares it with another process.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
+
 pub struct Lane {
     pub engine: Engine,
     pub claimant: Claimant,
@@ -47,6 +50,8 @@ pub struct Lane {
     pub health: Health,
     pub stop: CancellationToken,
     pub outage: Outage,
+    /// When the broker last refused this member because another has its name.
+    pub refused: Option<Instant>,
 }
 
 /// Partitions that are ours until they are revoked.
@@ -115,12 +120,34 @@ impl Lane {
     async fn run_assignments(&mut self) -> Result<()> {
         loop {
             self.health.waiting(self.number, "waiting for the group to assign partitions");
-            let Some(assignment) = self.assigned().await? else { return Ok(()) };
-            tracing::info!(partitions = ?assignment.partitions, "partitions assigned");
-            if self.hold(&assignment).await?.is_stop() {
-                return Ok(());
+            match self.run_assignment().await {
+                Ok(Some(interrupt)) if !interrupt.is_stop() => {}
+                Ok(_) => return Ok(()),
+                Err(error) if self.may_come_back(&error) => {
+                    tracing::warn!("{error}; joining the group again, once");
+                    self.replace_consumer()?;
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// One assignment, from the group's word to the end of it; `None` when stopped before it came.
+    async fn run_assignment(&mut self) -> Result<Option<Interrupt>> {
+        let Some(assignment) = self.assigned().await? else { return Ok(None) };
+        tracing::info!(partitions = ?assignment.partitions, "partitions assigned");
+        self.hold(&assignment).await.map(Some)
+    }
+
+    /// A named member that stood still for longer than its session is refused in the same words as a second process of its
+    /// name. The first comes back and stays; of two that run, the one that was first refused is so again at once.
+    fn may_come_back(&mut self, error: &Error) -> bool {
+        let recently = self.refused.is_some_and(|last| last.elapsed() < REFUSED_AGAIN);
+        let refused = error.is_fenced_instance();
+        if refused {
+            self.refused = Some(Instant::now());
+        }
+        refused && !recently
     }
 
     /// The next assignment with partitions in it; `None` when stopped before.
@@ -165,11 +192,15 @@ impl Lane {
             return Ok(());
         }
         tracing::warn!("nothing was heard of the group for long, and Kafka answers: joining it anew");
+        self.replace_consumer()
+    }
+
+    fn replace_consumer(&mut self) -> Result<()> {
         let source = self.source.again(&self.claimant.config, self.number)?;
         self.claimant.consumer = source.consumer();
-        let deaf = std::mem::replace(&mut self.source, source);
+        let last = std::mem::replace(&mut self.source, source);
         // Its goodbye may take as long as it likes.
-        tokio::task::spawn_blocking(move || deaf.close());
+        tokio::task::spawn_blocking(move || last.close());
         Ok(())
     }
 

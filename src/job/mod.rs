@@ -79,6 +79,7 @@ async fn ring(config: &Arc<Config>, mission: &Mission, health: &Health, stop: &C
             health: health.clone(),
             stop: stop.clone(),
             outage: lane::Outage::default(),
+            refused: None,
         };
         lanes.spawn(lane.run());
     }

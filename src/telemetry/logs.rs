@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{Error, Result};
 
-/// librdkafka tells every lost broker connection at INFO; the job says itself what an outage means.
-const DEFAULT_FILTER: &str = "info,librdkafka=warn,rdkafka=warn";
+/// librdkafka and its wrapper tell every lost connection and each goodbye that no broker hears; the job says itself what an
+/// outage means.
+const DEFAULT_FILTER: &str = "info,librdkafka=warn,rdkafka=off";
 
 /// Starts logging for the whole process; `RUST_LOG` overrides what is shown. Once per process.
 pub fn init() -> Result<()> {

@@ -41,6 +41,35 @@ fn stopped_in_the_middle_of_a_claim() {
     is_a_member_again(&stack, zombie, heir);
 }
 
+/// The broker refuses it in the same words as a second process of its name.
+#[test]
+fn a_named_member_that_stood_still_comes_back() {
+    let mut stack = stack("zombie_named");
+    stack.set("job", "instance", "bell");
+    LOAD.produce(&stack, 0..10);
+    let mut named = Job::spawn(&stack, &["run"]);
+    everything_arrives(&stack, 10);
+    named.signal(libc::SIGSTOP);
+    // Another member, of another name, gets the partitions when the session has run out.
+    stack.set("job", "instance", "other");
+    let mut heir = Job::spawn(&stack, &["run"]);
+    LOAD.produce(&stack, 10..30);
+    everything_arrives(&stack, 30);
+    named.signal(libc::SIGCONT);
+    LOAD.produce(&stack, 30..40);
+    everything_arrives(&stack, 40);
+    wait_until("both have partitions", PATIENCE, || {
+        assert!(named.is_running(), "it has ended: {}", named.stderr());
+        let owners = "SELECT count(DISTINCT transactional_ids) FROM dinnerbell.progress";
+        named.is_ready() && heir.is_ready() && stack.number(owners) == 2
+    });
+    for job in [&mut named, &mut heir] {
+        job.term();
+        assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    }
+    LOAD.verify(&stack, 40);
+}
+
 fn stack(name: &str) -> Stack {
     let mut stack = Stack::new(name);
     stack.set("batch", "max_messages", 5);

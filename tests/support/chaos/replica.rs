@@ -26,8 +26,6 @@ const LONGEST: Duration = Duration::from_secs(40);
 /// The session timeout that the job asks for.
 const SESSION: Duration = Duration::from_secs(10);
 
-const FENCED_BY_ITSELF: &str = "halted as fenced by its own heartbeat, after a freeze or an outage beyond the session";
-
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
 pub struct Slots<'a> {
@@ -242,22 +240,9 @@ impl<'a> Slots<'a> {
             (_, _, Some(0)) if termed => *self.counts.entry("SIGTERM, drained").or_default() += 1,
             // It did not listen yet.
             (Some(libc::SIGTERM), ..) if termed => *self.counts.entry("SIGTERM, during the start").or_default() += 1,
-            (_, _, Some(1)) if self.is_fenced_by_itself(place) => {
-                *self.counts.entry(FENCED_BY_ITSELF).or_default() += 1;
-            }
             _ => self.strange(place, status, to),
         }
         self.end(place);
-    }
-
-    /// After more than a session timeout without an answer of the broker librdkafka forgets its member id and sends one more
-    /// heartbeat without it. A broker that still knows the static member takes that for a second one of its name, which is
-    /// fatal to the consumer: the job halts, and whoever watches over it starts it again. Only where that can have been so.
-    fn is_fenced_by_itself(&self, place: usize) -> bool {
-        let log = tail(&self.log(self.places[place].number), 3);
-        let named = self.places[place].life.as_ref().is_some_and(|life| !life.plan.dynamic);
-        let timed_out = self.places[place].life.as_ref().is_some_and(|life| life.began.elapsed() > SESSION);
-        named && timed_out && log.contains("FencedInstanceId")
     }
 
     fn strange(&self, place: usize, status: ExitStatus, to: &mut Examination) {
