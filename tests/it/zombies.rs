@@ -1,5 +1,5 @@
-//! A process that is stopped in the middle of a commit, or of a claim, for longer than the group waits, replaced, and let go on: both sinks
-//! refuse what it still has to say. Needs `--features failpoints`.
+//! A process that is stopped in the middle of a commit, or of a claim, for longer than the group waits, replaced, and let go
+//! on: both sinks refuse what it still has to say. Needs `--features failpoints`.
 
 use std::time::Duration;
 
@@ -48,16 +48,16 @@ fn a_named_member_that_stood_still_comes_back() {
     stack.set("job", "instance", "bell");
     LOAD.produce(&stack, 0..10);
     let mut named = Job::spawn(&stack, &["run"]);
-    everything_arrives(&stack, 10);
+    LOAD.arrives(&stack, 10);
     named.signal(libc::SIGSTOP);
     // Another member, of another name, gets the partitions when the session has run out.
     stack.set("job", "instance", "other");
     let mut heir = Job::spawn(&stack, &["run"]);
     LOAD.produce(&stack, 10..30);
-    everything_arrives(&stack, 30);
+    LOAD.arrives(&stack, 30);
     named.signal(libc::SIGCONT);
     LOAD.produce(&stack, 30..40);
-    everything_arrives(&stack, 40);
+    LOAD.arrives(&stack, 40);
     wait_until("both have partitions", PATIENCE, || {
         assert!(named.is_running(), "it has ended: {}", named.stderr());
         let owners = "SELECT count(DISTINCT transactional_ids) FROM dinnerbell.progress";
