@@ -119,7 +119,7 @@ fn a_table_that_lacks_rows_of_the_topic_is_not_adopted_in_silence() {
     delivers(&stack, 30);
     // As in a backup that is older than the ledger.
     stack.execute(
-        "DROP SCHEMA dinnerbell CASCADE; DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000020'",
+        "DROP SCHEMA dinnerbell CASCADE; DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000014'",
     );
     refuses(
         &stack,
@@ -140,7 +140,7 @@ fn rows_that_were_deleted_on_purpose_stay_deleted_where_that_is_said() {
     produce(&stack, 0..30);
     delivers(&stack, 30);
     stack.execute(
-        "DELETE FROM dinnerbell.progress WHERE partition = 1; DELETE FROM subscribers_feedback WHERE adv_campaign_id < '00000010'",
+        "DELETE FROM dinnerbell.progress WHERE partition = 1; DELETE FROM subscribers_feedback WHERE adv_campaign_id < '0000000a'",
     );
     refuses(&stack, &[&[], &["--adopt", "--execute"]], &["200 of the 600 rows in triggers are not in"]);
     let (code, text) = repair(&stack, &["--adopt", "--accept-lost-messages", "--execute"]);

@@ -151,7 +151,7 @@ fn a_topic_that_has_lost_the_batch_does_not_prove_that_it_was_not_sent() {
         &[&[], &["--offsets", "--execute"]],
         &[
             "whether readers have had the stored batch [0, 5) of partition 0 cannot be known",
-            "add --accept-lost-messages",
+            "Add --accept-lost-messages",
         ],
     );
     let (code, text) = repair(&stack, &["--offsets", "--accept-lost-messages", "--execute"]);
@@ -182,7 +182,7 @@ fn dead_letters_that_their_topic_has_lost_are_not_sent_again() {
     refuses(
         &stack,
         &[&[], &["--offsets", "--execute"]],
-        &["dead letters cannot be known", "add --accept-lost-messages"],
+        &["dead letters cannot be known", "Add --accept-lost-messages"],
     );
 }
 
