@@ -32,8 +32,18 @@ const REPAIRS: &str = "CREATE TABLE IF NOT EXISTS {schema}.repairs (
   at      timestamptz NOT NULL DEFAULT now(),
   verb    text  NOT NULL,
   reason  text  NOT NULL,
-  kept    jsonb NOT NULL  -- the ledger's rows as they were before
-)";
+  kept    jsonb NOT NULL  -- the ledger's rows as they were before; the bodies of chunks are in repaired_chunks
+);
+CREATE TABLE IF NOT EXISTS {schema}.repaired_chunks (
+  repair    bigint NOT NULL,
+  commit_id uuid   NOT NULL,
+  partition int4   NOT NULL,
+  number    int4   NOT NULL,
+  kind      text   NOT NULL,
+  body      bytea  NOT NULL,
+  PRIMARY KEY (repair, commit_id, partition, number)
+);
+ALTER TABLE {schema}.repaired_chunks ALTER COLUMN body SET STORAGE EXTERNAL";
 
 impl Ledger {
     /// All progress of the group on topics of this name, in order of partitions.
@@ -147,6 +157,16 @@ impl Ledger {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// When a commit's batch was made, in milliseconds: no record of it is older.
+    pub async fn made_at(&self, client: &Client, commit: Uuid) -> Result<Option<i64>> {
+        let sql = format!(
+            "SELECT floor(extract(epoch FROM min(triggered_at)) * 1000)::int8 FROM {}.parts WHERE commit_id = $1",
+            self.schema
+        );
+        let row = client.query_one(&sql, &[&commit]).await.map_err(Error::postgres("reading a stored batch"))?;
+        Ok(row.get(0))
+    }
+
     /// The hash of the SQL that a stored part was made with.
     pub async fn sql_hash_of(&self, client: &Client, commit: Uuid) -> Result<Option<String>> {
         let sql = format!("SELECT sql_hash FROM {}.parts WHERE commit_id = $1 LIMIT 1", self.schema);
@@ -158,7 +178,12 @@ impl Ledger {
     pub async fn prepare_repair(client: &Client, schema: &str, job: Option<&str>, protocol: i32) -> Result<()> {
         let job = job.and_then(|job| Uuid::try_parse(job).ok()).unwrap_or_else(Uuid::new_v4);
         let doing = || Error::postgres("preparing the ledger's table of repairs");
-        client.batch_execute(&REPAIRS.replace("{schema}", schema)).await.map_err(doing())?;
+        // Where both are there, nobody needs the right to create tables.
+        let there =
+            "SELECT to_regclass($1 || '.repairs') IS NOT NULL AND to_regclass($1 || '.repaired_chunks') IS NOT NULL";
+        if !client.query_one(there, &[&schema]).await.map_err(doing())?.get::<_, bool>(0) {
+            client.batch_execute(&REPAIRS.replace("{schema}", schema)).await.map_err(doing())?;
+        }
         let sql = format!("INSERT INTO {schema}.ledger (job, protocol) VALUES ($1, $2) ON CONFLICT DO NOTHING");
         client.execute(&sql, &[&job, &protocol]).await.map_err(doing())?;
         Ok(())
@@ -166,8 +191,9 @@ impl Ledger {
 
     /// In the open transaction: keeps all rows of the group on topics of this name, beside why.
     pub async fn keep(&self, client: &Client, verb: &str, reason: &str, facts: &Value) -> Result<()> {
-        let rows = |table: &str, which: &str| {
-            format!("(SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]') FROM {}.{table} t WHERE {which})", self.schema)
+        let rows = |columns: &str, table: &str, which: &str| {
+            let found = format!("SELECT {columns} FROM {}.{table} WHERE {which}", self.schema);
+            format!("(SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]') FROM ({found}) t)")
         };
         let ids = format!(
             "SELECT topic_id FROM {}.progress WHERE cluster_id = $1 AND group_id = $2 AND topic = $3 UNION SELECT $4",
@@ -177,19 +203,31 @@ impl Ledger {
         let commits = format!("commit_id IN (SELECT commit_id FROM {}.parts WHERE {of_group})", self.schema);
         let sql = format!(
             "INSERT INTO {}.repairs (verb, reason, kept) SELECT $5, $6, jsonb_build_object('facts', $7::text::jsonb, \
-               'progress', {}, 'parts', {}, 'chunks', {})",
+               'progress', {}, 'parts', {}, 'chunks', {}) RETURNING id",
             self.schema,
-            rows("progress", &of_group),
-            rows("parts", &of_group),
-            rows("chunks", &commits),
+            rows("*", "progress", &of_group),
+            rows("*", "parts", &of_group),
+            rows("commit_id, partition, number, kind, octet_length(body) AS bytes", "chunks", &commits),
         );
-        client
-            .execute(
+        let doing = || Error::postgres("keeping the ledger's rows in its table of repairs");
+        let repair: i64 = client
+            .query_one(
                 &sql,
                 &[&self.cluster_id, &self.group_id, &self.topic, &self.topic_id, &verb, &reason, &facts.to_string()],
             )
             .await
-            .map_err(Error::postgres("keeping the ledger's rows in its table of repairs"))?;
+            .map_err(doing())?
+            .get(0);
+        // Row by row: all of them in one value would be more than Postgres takes.
+        let sql = format!(
+            "INSERT INTO {0}.repaired_chunks (repair, commit_id, partition, number, kind, body) \
+             SELECT $5, commit_id, partition, number, kind, body FROM {0}.chunks WHERE {commits}",
+            self.schema
+        );
+        client
+            .execute(&sql, &[&self.cluster_id, &self.group_id, &self.topic, &self.topic_id, &repair])
+            .await
+            .map_err(doing())?;
         Ok(())
     }
 

@@ -120,6 +120,15 @@ impl Tenancy {
     /// # Errors
     /// [`Error::Halt`] where something has changed meanwhile; what the servers say.
     pub async fn carry_out(&mut self, site: &Site, picture: &Picture, change: Change) -> Result<()> {
+        if change.resend.is_some() || !change.emit.is_empty() || !change.offsets.is_empty() {
+            // What Postgres refuses it refuses here, before readers have anything.
+            self.postgres_transaction(site, picture, &change, "ROLLBACK").await?;
+            self.in_kafka(site, &change).await?;
+        }
+        self.postgres_transaction(site, picture, &change, "COMMIT").await
+    }
+
+    async fn in_kafka(&self, site: &Site, change: &Change) -> Result<()> {
         if let Some(resend) = &change.resend {
             let alone = change.emit.is_empty();
             let offsets = if alone { change.offsets.clone() } else { Vec::new() };
@@ -129,10 +138,19 @@ impl Tenancy {
             let (producer, group) = (self.producer.clone(), self.group.clone());
             replay::emit(&self.ledger, &site.postgres, producer, &change.emit, change.offsets.clone(), group).await?;
         }
+        Ok(())
+    }
+
+    /// All of Postgres's side, ended by COMMIT, or by ROLLBACK to see whether it can be done.
+    async fn postgres_transaction(&self, site: &Site, picture: &Picture, change: &Change, end: &str) -> Result<()> {
         let doing = || Error::postgres("changing the ledger");
         site.postgres.batch_execute("BEGIN").await.map_err(doing())?;
-        let changed = self.in_postgres(site, picture, &change).await;
-        let end = if changed.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let changed = match self.in_postgres(site, picture, change).await {
+            // Deferred constraints are checked at COMMIT otherwise.
+            Ok(()) => site.postgres.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(doing()),
+            Err(error) => Err(error),
+        };
+        let end = if changed.is_ok() { end } else { "ROLLBACK" };
         let ended = site.postgres.batch_execute(end).await.map_err(doing());
         changed?;
         ended

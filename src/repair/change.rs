@@ -1,21 +1,21 @@
 //! What a repair would do, worked out in full before anything is done. Only reads (and temporary tables).
 
+use rdkafka::topic_partition_list::Offset;
 use uuid::Uuid;
 
 use super::compare::Compare;
 use super::evidence::{self, Verdict};
 use super::findings::Finding;
-use super::inspect::{Books, Picture, Site};
+use super::inspect::{Picture, Site};
 use super::mission::Mission;
 use super::topic;
-use crate::config::Start;
 use crate::dead_letter::Letter;
 use crate::error::{Error, Result};
 use crate::kafka;
 use crate::ledger::ailment::{Ailment, Verb};
-use crate::ledger::decide::{self, Decision, KafkaOffset, Seen, compare, diagnose};
+use crate::ledger::decide::{Decision, Seen, compare, diagnose};
 use crate::ledger::repairs::Position;
-use crate::ledger::store::{Ledger, PartHead, metadata};
+use crate::ledger::store::{Ledger, PartHead};
 use crate::sink::kafka::OffsetCommit;
 
 /// One repair, ready to be carried out: first Kafka's side, in one transaction, then Postgres's, in one transaction.
@@ -89,7 +89,7 @@ impl Case<'_> {
         about.filter_map(|finding| finding.partition).map(|at| (at, self.picture.seen(at))).collect()
     }
 
-    fn place(&self, partition: i32) -> String {
+    pub fn place(&self, partition: i32) -> String {
         format!("{}[{partition}]", self.picture.topic)
     }
 
@@ -235,140 +235,27 @@ impl Case<'_> {
 
     /// Why the output topic may not hold all that came after the ledger's position; `None` where it does.
     async fn uncovered(&self, output: &str, partition: i32) -> Result<Option<String>> {
-        let Some(why) = topic::is_whole(self.site, output).await? else { return Ok(None) };
-        if !why.starts_with("retention") {
-            return Ok(Some(why));
-        }
         // Rows are younger than the message they come from: a topic that begins before that message has them all.
-        let Some(seen) = self.picture.seen(partition) else { return Ok(Some(why)) };
-        let (properties, source) = (self.site.config.source.kafka.clone(), self.picture.topic.clone());
-        let (output, next) = (output.to_owned(), seen.progress.next_offset);
-        let covered = kafka::blocking(move || {
-            use rdkafka::topic_partition_list::Offset;
-            let Some(message) = topic::time_at(&properties, &source, partition, Offset::Offset(next))? else {
-                return Ok(false);
-            };
-            let reader = kafka::probe(&properties)?;
-            let count = kafka::partition_count(rdkafka::consumer::Consumer::client(&reader), &output)?;
-            for partition in 0..count {
-                let first = topic::time_at(&properties, &output, partition, Offset::Beginning)?;
-                if first.is_none_or(|first| first >= message) {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-        .await?;
-        Ok((!covered).then_some(why))
-    }
-
-    async fn adopt(&self) -> Result<Change> {
-        let picture = self.picture;
-        let mut change = Change::default();
-        if picture.books == Books::WithoutIdentity {
-            change.says.push(
-                "the ledger gets its identity back, from the metadata of its own rows and Kafka's offsets".into(),
-            );
-            return Ok(change);
-        }
-        let some: Vec<i32> = self.patients(Verb::Adopt).into_iter().map(|patient| patient.0).collect();
-        let all = picture.marks.keys().copied().collect();
-        let partitions: Vec<i32> = if some.is_empty() { all } else { some };
-        let is_ours = |kafka: &KafkaOffset| decide::is_of(&picture.job, &kafka.metadata) && !picture.job.is_empty();
-        if !picture.offsets.is_empty() && !picture.offsets.values().any(is_ours) {
-            self.nothing_half_done(&mut change).await?;
-        }
-        for partition in partitions {
-            let place = self.place(partition);
-            let parts: Vec<PartHead> =
-                picture.parts.iter().filter(|part| part.partition == partition).cloned().collect();
-            let fresh = self.ledger.map_or(String::new(), Ledger::fresh_metadata);
-            let to = match picture.offsets.get(&partition) {
-                Some(kafka) if is_ours(kafka) => adopted(partition, kafka, &parts).map_err(|why| {
-                    refuse(format!("{place}: {why}"), "restore the ledger's progress table, or report it")
-                })?,
-                Some(kafka) => at(partition, kafka.offset, kafka.offset, &fresh),
-                None => self.start(partition, &fresh)?,
-            };
-            let waits =
-                parts.iter().find(|part| part.to == to.next_offset && part.to > to.last_output_to.min(part.from));
-            let then = waits
-                .map_or(String::new(), |part| format!("; `run` then sends its stored batch of {} rows", part.rows));
-            change.says.push(format!("{place}: goes on at {}{then}", to.next_offset));
-            change.positions.push(to);
-        }
-        Ok(change)
-    }
-
-    /// Where a partition begins of which neither ledger nor Kafka knows anything.
-    fn start(&self, partition: i32, fresh: &str) -> Result<Position> {
-        let (low, high) = self.picture.marks.get(&partition).copied().unwrap_or_default();
-        let offset = match self.picture.start {
-            Start::Earliest => low,
-            Start::Latest => high,
-            Start::Committed => {
-                return Err(refuse(
-                    format!(
-                        "{}: Kafka has no offset of it, and [source] start says \"committed\"",
-                        self.place(partition)
-                    ),
-                    "set [source] start to \"earliest\" (what it has done already is done again) or \"latest\" (what it has \
-                     not done is left out) for this repair",
-                ));
-            }
+        let since = match self.picture.seen(partition) {
+            Some(seen) => self.written_at(partition, seen.progress.next_offset).await?,
+            None => None,
         };
-        Ok(at(partition, offset, offset, fresh))
+        topic::uncovered(self.site, output, since).await
     }
 
-    /// With the ledger gone, a batch that Postgres had and Kafka had not would be made a second time.
-    async fn nothing_half_done(&self, change: &mut Change) -> Result<()> {
-        let mission = Mission::load(self.site).await?;
-        let output = &self.site.config.sink_kafka.topic;
-        let comparison = Compare::new(self.site, &mission.shape, &mission.engine.columns)?;
-        comparison.stage_topic(output).await?;
-        let half = comparison.missing_in_topic().await?;
-        let table = mission.shape.quoted();
-        let whole = topic::is_whole(self.site, output).await?;
-        if half == 0 {
-            change
-                .says
-                .push(format!("every row of {table} is in {output}: no batch was half done when the ledger was lost"));
-            return Ok(());
+    /// The time of the input topic's message at an offset, or of the next one, in milliseconds; `None` where it is gone.
+    pub async fn written_at(&self, partition: i32, offset: i64) -> Result<Option<i64>> {
+        if self.picture.marks.get(&partition).is_none_or(|marks| offset < marks.0) {
+            return Ok(None);
         }
-        let why = whole.map_or(String::new(), |why| format!(" ({why})"));
-        let text = format!(
-            "{half} rows of {table} are not in {output}{why}: the last batches before the ledger was lost may be among them, \
-             and would be made a second time"
-        );
-        if self.picture.start != Start::Committed {
-            return Err(refuse(
-                text,
-                "restore the ledger's tables, or delete those rows that belong to messages from Kafka's offsets on; rows of \
-                 other origin do no harm: set [source] start = \"committed\" to say that they are",
-            ));
-        }
-        change.says.push(format!("{text}. [source] start = \"committed\" says that they are of other origin"));
-        Ok(())
+        let (properties, source) = (self.site.config.source.kafka.clone(), self.picture.topic.clone());
+        kafka::blocking(move || topic::time_at(&properties, &source, partition, Offset::Offset(offset))).await
     }
 }
 
-fn at(partition: i32, next_offset: i64, last_output_to: i64, metadata: &str) -> Position {
+/// Where a partition is put.
+pub fn at(partition: i32, next_offset: i64, last_output_to: i64, metadata: &str) -> Position {
     Position { partition, next_offset, last_output_to, metadata: metadata.into() }
-}
-
-/// Where a partition stood, by Kafka's offset and the stored batches: as the ledger would have it.
-fn adopted(partition: i32, kafka: &KafkaOffset, parts: &[PartHead]) -> Result<Position, String> {
-    let beyond: Vec<&PartHead> = parts.iter().filter(|part| part.to > kafka.offset).collect();
-    match beyond.as_slice() {
-        [] => Ok(at(partition, kafka.offset, kafka.offset, &kafka.metadata)),
-        [part] if part.from == kafka.offset && part.previous_metadata == kafka.metadata => {
-            let mut fields = kafka.metadata.split(';');
-            let job = fields.next().unwrap_or_default();
-            let epoch = fields.next().and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-            Ok(at(partition, part.to, part.to, &metadata(job, epoch, part.commit_id)))
-        }
-        _ => Err("the stored batches do not follow Kafka's offset".into()),
-    }
 }
 
 /// A repair that cannot be done as things are.
@@ -382,30 +269,5 @@ impl Verdict {
         change.emit = self.emit;
         change.resend = self.resend;
         change.says.extend(self.says);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn offset(offset: i64, metadata: &str) -> KafkaOffset {
-        KafkaOffset { offset, metadata: metadata.into() }
-    }
-
-    #[test]
-    fn a_partition_is_adopted_where_kafka_or_its_stored_batch_ends() {
-        let place = |parts: &[PartHead]| {
-            adopted(0, &offset(40, "job;3;a"), parts).map(|to| (to.next_offset, to.last_output_to, to.metadata))
-        };
-        assert_eq!(place(&[]), Ok((40, 40, "job;3;a".into())));
-        // Confirmed, only not deleted yet.
-        assert_eq!(place(&[PartHead::example(30, 40, "job;3;z")]), Ok((40, 40, "job;3;a".into())));
-        let (next, last, metadata) = place(&[PartHead::example(40, 50, "job;3;a")]).unwrap();
-        assert_eq!((next, last), (50, 50));
-        assert_eq!(metadata, format!("job;3;{}", Uuid::nil()));
-        assert!(place(&[PartHead::example(40, 50, "job;3;other")]).is_err());
-        assert!(place(&[PartHead::example(42, 50, "job;3;a")]).is_err());
-        assert!(place(&[PartHead::example(40, 45, "job;3;a"), PartHead::example(45, 50, "x")]).is_err());
     }
 }

@@ -202,11 +202,6 @@ impl<'a> Compare<'a> {
         self.count(&format!("{} EXCEPT ALL {}", self.rows_of(SENT), self.rows_of(&self.table))).await
     }
 
-    /// Rows of the table that the topic does not have.
-    pub async fn missing_in_topic(&self) -> Result<i64> {
-        self.count(&format!("{} EXCEPT ALL {}", self.rows_of(&self.table), self.rows_of(SENT))).await
-    }
-
     /// Inserts what the topic has and the table does not, in the open transaction.
     pub async fn insert_missing(&self) -> Result<u64> {
         let sql = format!(
@@ -221,10 +216,21 @@ impl<'a> Compare<'a> {
         self.site.postgres.execute(&sql, &[]).await.map_err(doing)
     }
 
-    /// How many of the staged batches' rows the topic does not have.
+    /// How many of the staged batches' rows the table has more often than the topic.
     pub async fn stored_and_not_sent(&self) -> Result<i64> {
         let (table, sent, stored) = (self.rows_of(&self.table), self.rows_of(SENT), self.rows_of(STORED));
         self.count(&format!("({table} EXCEPT ALL {sent}) INTERSECT ALL ({stored})")).await
+    }
+
+    /// How many of the staged batches' rows the topic does not have, whatever has become of them in the table.
+    pub async fn stored_and_not_in_topic(&self) -> Result<i64> {
+        self.count(&format!("{} EXCEPT ALL {}", self.rows_of(STORED), self.rows_of(SENT))).await
+    }
+
+    /// Rows of the table that neither the topic nor the staged batches have.
+    pub async fn missing_in_topic_and_stored(&self) -> Result<i64> {
+        let (table, sent, stored) = (self.rows_of(&self.table), self.rows_of(SENT), self.rows_of(STORED));
+        self.count(&format!("{table} EXCEPT ALL {sent} EXCEPT ALL {stored}")).await
     }
 
     /// How many of the staged batches' rows the table has also from elsewhere: such rows cannot be told apart.

@@ -15,6 +15,7 @@ use crate::encode::chunk;
 use crate::error::Result;
 use crate::job::setup;
 use crate::kafka;
+use crate::ledger::ailment::Verb;
 use crate::ledger::store::{ChunkKind, Ledger, PartHead};
 use crate::source::{Header, MessagesBuilder};
 
@@ -29,10 +30,12 @@ pub struct Verdict {
 }
 
 /// How much of a batch the topic lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
     All,
     Nothing,
+    /// It cannot be known, for this reason, and `--accept-lost-messages` says not to send it.
+    GivenUp(String),
 }
 
 /// Weighs a batch of `expected` rows, of which `missing` are not in the topic.
@@ -48,6 +51,55 @@ pub fn weigh(what: &str, expected: i64, missing: i64) -> Result<Missing> {
             "put the sink table's rows back as they were; nothing can be decided before",
         )),
     }
+}
+
+/// Weighs a stored batch of `expected` rows: `absent` of them are not in the topic, `owed` of them the table has more often
+/// than the topic.
+fn weigh_stored(what: &str, expected: i64, absent: i64, owed: i64) -> Result<Missing> {
+    match (absent, owed) {
+        // Nothing of it is there, whatever has become of its rows in the table.
+        (absent, _) if absent == expected => Ok(Missing::All),
+        // What is there are equal rows of other batches: the table has all of them once more.
+        (_, owed) if owed == expected => Ok(Missing::All),
+        (0, 0) => Ok(Missing::Nothing),
+        (absent, owed) => Err(refuse(
+            format!(
+                "{what}: {absent} of its {expected} rows are not in the output topic, and {owed} are in the sink table more \
+                 often than in the topic: equal rows of other batches cannot be told apart from it once the sink table was \
+                 changed, or the topic has lost some"
+            ),
+            "put the sink table's rows back as they were; nothing can be decided before",
+        )),
+    }
+}
+
+/// What was weighed, if the topic can be asked: one that has lost records since the batch was made proves by those that are
+/// there, and by none that are not.
+async fn proven(
+    case: &Case<'_>,
+    what: &str,
+    topic: &str,
+    since: Option<i64>,
+    weighed: Result<Missing>,
+) -> Result<Missing> {
+    if matches!(weighed, Ok(Missing::Nothing)) {
+        return weighed;
+    }
+    let Some(why) = topic::uncovered(case.site, topic, since).await? else { return weighed };
+    if case.verbs.contains(&Verb::AcceptLostMessages) {
+        return Ok(Missing::GivenUp(why));
+    }
+    Err(refuse(
+        format!(
+            "whether readers have had {what} cannot be known: it is not all in {topic}, and may have been there before: {why}"
+        ),
+        "ask the topic's readers. Add --accept-lost-messages to take it for sent: it is not sent again, and its rows stay in the \
+         sink table, from where those that readers never had can be sent by hand",
+    ))
+}
+
+fn given_up(what: &str, why: &str) -> String {
+    format!("{what}: whether readers have had it cannot be known ({why}): it is given up, and not sent again")
 }
 
 fn name(part: &PartHead) -> String {
@@ -106,7 +158,10 @@ async fn judge_sound(case: &Case<'_>, parts: &[&PartHead], verdict: &mut Verdict
                     "equal rows cannot be told apart: look at the output topic by hand",
                 ));
             }
-            weigh(&name(part), stored, comparison.stored_and_not_sent().await?)?
+            let absent = comparison.stored_and_not_in_topic().await?;
+            let weighed = weigh_stored(&name(part), stored, absent, comparison.stored_and_not_sent().await?);
+            let made = ledger.made_at(&case.site.postgres, part.commit_id).await?;
+            proven(case, &name(part), &part.output_topic, made, weighed).await?
         };
         match missing {
             Missing::All => {
@@ -124,6 +179,7 @@ async fn judge_sound(case: &Case<'_>, parts: &[&PartHead], verdict: &mut Verdict
                 part.rows,
                 part.letters
             )),
+            Missing::GivenUp(why) => verdict.says.push(given_up(&name(part), &why)),
         }
         verdict.done.push((part.commit_id, part.partition));
     }
@@ -182,9 +238,17 @@ async fn judge_broken(case: &Case<'_>, parts: &[&PartHead], verdict: &mut Verdic
     }
     let outcome = match expected {
         0 => judge_letters(case, parts[0]).await?,
-        expected => weigh("the unreadable batch", expected, missing)?,
+        expected => {
+            let what = "the unreadable batch";
+            let made = ledger.made_at(postgres, parts[0].commit_id).await?;
+            proven(case, what, &parts[0].output_topic, made, weigh(what, expected, missing)).await?
+        }
     };
     verdict.done.extend(parts.iter().map(|part| (part.commit_id, part.partition)));
+    if let Missing::GivenUp(why) = outcome {
+        verdict.says.push(given_up("the unreadable batch", &why));
+        return Ok(());
+    }
     if outcome == Missing::Nothing {
         verdict
             .says
@@ -223,6 +287,7 @@ pub async fn search(case: &Case<'_>, partitions: &[i32]) -> Result<Verdict> {
     let rows = case.picture.rows.iter().filter(|row| partitions.contains(&row.partition));
     let commits: BTreeSet<Uuid> = rows.filter_map(|row| row.commit).collect();
     let table = mission.shape.quoted();
+    let since = read_at(case, partitions).await?;
     let missing = match topic::is_whole(site, &output).await? {
         None => {
             let (missing, writers) = comparison.lost_of_table().await?;
@@ -253,7 +318,10 @@ pub async fn search(case: &Case<'_>, partitions: &[i32]) -> Result<Verdict> {
             }
             let there = comparison.lost_of_transactions(&writers).await?;
             let missing = comparison.lost_and_not_sent().await?;
-            weigh("the lost batch", there, missing)?;
+            let weighed = weigh("the lost batch", there, missing);
+            if let Missing::GivenUp(why) = proven(case, "the lost batch", &output, since, weighed).await? {
+                return Ok(Verdict { says: vec![given_up("the lost batch", &why)], ..Verdict::default() });
+            }
             missing
         }
     };
@@ -265,6 +333,12 @@ pub async fn search(case: &Case<'_>, partitions: &[i32]) -> Result<Verdict> {
         let sent = letters_sent(case, &site.config.dead_letters.topic, *partition, from, to).await?;
         let again = decode_again(case, &mission, *partition, from, to).await?;
         letters.extend(again.into_iter().filter(|(offset, _)| !sent.contains(offset)).map(|(_, letter)| letter));
+    }
+    if !letters.is_empty() {
+        let (what, to) = ("the lost batch's dead letters", &site.config.dead_letters.topic);
+        if let Missing::GivenUp(_) = proven(case, what, to, since, Ok(Missing::All)).await? {
+            letters.clear();
+        }
     }
     let says = vec![format!(
         "{missing} rows of {table} are not in {output}: they are sent, with {} dead letters that decode as such again",
@@ -281,10 +355,24 @@ pub async fn search(case: &Case<'_>, partitions: &[i32]) -> Result<Verdict> {
     Ok(Verdict { resend, says, ..Verdict::default() })
 }
 
+/// When the oldest message after Kafka's offsets was written: what the job made of it is younger.
+async fn read_at(case: &Case<'_>, partitions: &[i32]) -> Result<Option<i64>> {
+    let mut oldest = None;
+    for partition in partitions {
+        let kafka = case.picture.offsets.get(partition).map(|kafka| kafka.offset);
+        let Some(written) = case.written_at(*partition, kafka.unwrap_or_default()).await? else { return Ok(None) };
+        oldest = Some(oldest.map_or(written, |oldest: i64| oldest.min(written)));
+    }
+    Ok(oldest)
+}
+
 /// A batch of dead letters alone: by the letters in their topic.
 async fn judge_letters(case: &Case<'_>, part: &PartHead) -> Result<Missing> {
     let sent = letters_sent(case, &part.letter_topic, part.partition, part.from, part.to).await?;
-    weigh(&format!("{}, dead letters", name(part)), part.letters, part.letters - sent.len() as i64)
+    let what = format!("{}, dead letters", name(part));
+    let weighed = weigh(&what, part.letters, part.letters - sent.len() as i64);
+    let made = case.ledger()?.made_at(&case.site.postgres, part.commit_id).await?;
+    proven(case, &what, &part.letter_topic, made, weighed).await
 }
 
 /// The offsets of this partition's messages in the range that have a letter in the topic.
@@ -377,6 +465,21 @@ async fn decode_again(
 mod tests {
     use super::*;
     use crate::error::Error;
+
+    #[test]
+    fn a_stored_batch_is_judged_by_the_topic_and_then_by_the_table() {
+        let weigh = |absent, owed| weigh_stored("b", 10, absent, owed);
+        // Also where its rows were deleted from the table, some or all.
+        for owed in [0, 4, 10] {
+            assert_eq!(weigh(10, owed).unwrap(), Missing::All);
+        }
+        assert_eq!(weigh(0, 0).unwrap(), Missing::Nothing);
+        // Equal rows of other batches are there.
+        assert_eq!(weigh(0, 10).unwrap(), Missing::All);
+        for (absent, owed) in [(3, 0), (3, 3), (0, 3)] {
+            assert!(matches!(weigh(absent, owed), Err(Error::Halt { .. })), "{absent} {owed}");
+        }
+    }
 
     #[test]
     fn a_batch_is_there_wholly_or_not_at_all() {

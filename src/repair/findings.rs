@@ -134,7 +134,8 @@ fn registered(picture: &Picture, place: &str, partition: i32, seen: &Seen) -> Re
             Err(finding(format!("{}. Found: {}", why(&part).unwrap_or_default(), found(seen)), Verb::ResendFromTable))
         }
         (Ok(decision), _) => Ok(state(&decision, seen)),
-        (Err(ailment), Some(part)) if ailment.verb() == Verb::Offsets || ailment == Ailment::RetentionPassed => {
+        // What costs messages comes last: the stored batch has its rows, and is sent from them before.
+        (Err(ailment), Some(part)) if matches!(ailment.verb(), Verb::Offsets | Verb::AcceptLostMessages) => {
             let what = format!("{}; {}. Found: {}", ailment.what(), why(&part).unwrap_or_default(), found(seen));
             Err(finding(what, Verb::ResendFromTable))
         }

@@ -11,6 +11,7 @@
 //! output topic beside the sink table), [`act`] carries it out.
 
 mod act;
+mod adopt;
 mod change;
 mod compare;
 mod evidence;

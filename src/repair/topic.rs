@@ -21,17 +21,32 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// Whether everything that was ever committed to a topic is still there; if not, why.
 pub async fn is_whole(site: &Site, topic: &str) -> Result<Option<String>> {
+    uncovered(site, topic, None).await
+}
+
+/// Why a topic may not hold all that was committed to it after a moment (milliseconds; `None`: ever); `None` where it does.
+pub async fn uncovered(site: &Site, topic: &str, since: Option<i64>) -> Result<Option<String>> {
+    match is_compacted(site, topic).await {
+        Ok(false) => {}
+        Ok(true) => return Ok(Some(format!("topic {topic} is compacted"))),
+        Err(error) => return Ok(Some(format!("whether topic {topic} is compacted is unknown ({error})"))),
+    }
     let (reader, asked) = (site.reader.clone(), topic.to_owned());
     let count = kafka::blocking(move || kafka::partition_count(reader.client(), &asked)).await?;
     let marks = watermarks(&site.reader, topic, (0..count).collect()).await?;
-    if let Some((partition, (low, _))) = marks.iter().find(|(_, (low, _))| *low > 0) {
-        return Ok(Some(format!("retention has taken what {topic}[{partition}] held before offset {low}")));
+    for (partition, (low, _)) in marks.into_iter().filter(|(_, (low, _))| *low > 0) {
+        let first = first_time(site, topic, partition).await?;
+        // The oldest records go first: where one from before the moment is left, all that came after it are.
+        if since.is_none_or(|since| first.is_none_or(|first| first >= since)) {
+            return Ok(Some(format!("retention has taken what {topic}[{partition}] held before offset {low}")));
+        }
     }
-    Ok(match is_compacted(site, topic).await {
-        Ok(false) => None,
-        Ok(true) => Some(format!("topic {topic} is compacted")),
-        Err(error) => Some(format!("whether topic {topic} is compacted is unknown ({error})")),
-    })
+    Ok(None)
+}
+
+async fn first_time(site: &Site, topic: &str, partition: i32) -> Result<Option<i64>> {
+    let (properties, topic) = (site.config.source.kafka.clone(), topic.to_owned());
+    kafka::blocking(move || time_at(&properties, &topic, partition, Offset::Beginning)).await
 }
 
 async fn is_compacted(site: &Site, topic: &str) -> Result<bool> {

@@ -297,6 +297,34 @@ fn delete_records_of(stack: &Stack, topic: &str, partition: i32, before: i64) {
     assert_eq!(marks.0, before);
 }
 
+/// Takes all records but each partition's last one out of the output topic; how many went.
+fn keep_last_triggers(stack: &Stack) -> usize {
+    let records = stack.read_triggers();
+    let of = |partition| records.iter().filter(move |record| record.partition == partition).map(|record| record.offset);
+    let mut gone = 0;
+    for partition in 0..3 {
+        if let Some(last) = of(partition).max() {
+            delete_records_of(stack, &stack.triggers, partition, last);
+            gone += of(partition).count() - 1;
+        }
+    }
+    gone
+}
+
+/// These are refused with these words, and nothing is changed.
+#[track_caller]
+fn refuses(stack: &Stack, args: &[&[&str]], words: &[&str]) {
+    let before = everything(stack);
+    for args in args {
+        let (code, text) = repair(stack, args);
+        assert_eq!(code, 1, "{text}");
+        for words in words {
+            assert!(text.contains(words), "{text}\nshould say: {words}");
+        }
+        assert_eq!(everything(stack), before, "{args:?} has changed something");
+    }
+}
+
 /// One number of the ledger's progress.
 fn next_offset(stack: &Stack, partition: i32) -> i64 {
     stack.number(&format!("SELECT next_offset FROM dinnerbell.progress WHERE partition = {partition}"))

@@ -120,6 +120,9 @@ fn an_unreadable_batch_matters_only_where_it_is_needed() {
     let mut passed = with(offset(40, metadata(JOB)));
     passed.marks.insert(0, (60, 100));
     assert_eq!(wrong(&passed), one("campaigns[0]", Verb::ResendFromTable));
+    let mut beyond = with(offset(40, metadata(JOB)));
+    beyond.marks.insert(0, (0, 45));
+    assert_eq!(wrong(&beyond), one("campaigns[0]", Verb::ResendFromTable));
     passed.unreadable.clear();
     assert_eq!(wrong(&passed), one("campaigns[0]", Verb::AcceptLostMessages));
 }

@@ -37,8 +37,13 @@ fn all_progress_rows_deleted_beside_a_stored_batch() {
         &["the ledger has no progress of group GROUP, but Kafka holds offsets that it has committed"],
         "--adopt",
     );
-    repairs(&stack, "--adopt", &["goes on at", "`run` then sends its stored batch of"]);
+    // Its rows are not in the topic yet, and need not be: they are stored.
     time_out(&stack, &open);
+    repairs(
+        &stack,
+        "--adopt",
+        &["no batch was half done when the ledger was lost", "goes on at", "`run` then sends its stored batch of"],
+    );
     recovers(&stack, 30);
 }
 
@@ -87,6 +92,61 @@ fn a_dropped_ledger_with_a_batch_half_done_is_not_guessed_about() {
     stack.execute("DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000005'");
     repairs(&stack, "--adopt", &["campaigns[0]: goes on at 5"]);
     recovers(&stack, 15);
+}
+
+#[test]
+fn progress_and_a_stored_batch_deleted_together_are_not_adopted_half_way() {
+    let stack = stack("half_own");
+    produce_to(&stack, 0..15, |_| 0);
+    dies_between_the_commits(&stack, 1);
+    let open = transactional_ids(&stack);
+    stack.execute("DELETE FROM dinnerbell.progress; DELETE FROM dinnerbell.parts; DELETE FROM dinnerbell.chunks");
+    time_out(&stack, &open);
+    refuses(
+        &stack,
+        &[&[], &["--adopt", "--execute"]],
+        &["100 rows of \"public\".\"subscribers_feedback\" are not in triggers"],
+    );
+    stack.execute("DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000005'");
+    repairs(&stack, "--adopt", &["campaigns[0]: goes on at 5"]);
+    recovers(&stack, 15);
+}
+
+#[test]
+fn a_table_that_lacks_rows_of_the_topic_is_not_adopted_in_silence() {
+    let stack = stack("adopt_lost");
+    produce(&stack, 0..30);
+    delivers(&stack, 30);
+    // As in a backup that is older than the ledger.
+    stack.execute(
+        "DROP SCHEMA dinnerbell CASCADE; DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000014'",
+    );
+    refuses(
+        &stack,
+        &[&[], &["--adopt", "--execute"]],
+        &["200 of the 600 rows in triggers are not in \"public\".\"subscribers_feedback\"", "add --rebuild-table"],
+    );
+    let (code, text) = repair(&stack, &["--adopt", "--rebuild-table", "--execute"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("200 of the 600 rows in triggers") && text.contains("they are inserted"), "{text}");
+    LOAD.verify(&stack, 30);
+    produce(&stack, 30..45);
+    recovers(&stack, 45);
+}
+
+#[test]
+fn rows_that_were_deleted_on_purpose_stay_deleted_where_that_is_said() {
+    let stack = stack("adopt_without");
+    produce(&stack, 0..30);
+    delivers(&stack, 30);
+    stack.execute(
+        "DELETE FROM dinnerbell.progress WHERE partition = 1; DELETE FROM subscribers_feedback WHERE adv_campaign_id < '0000000a'",
+    );
+    refuses(&stack, &[&[], &["--adopt", "--execute"]], &["200 of the 600 rows in triggers are not in"]);
+    let (code, text) = repair(&stack, &["--adopt", "--accept-lost-messages", "--execute"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 400);
+    assert_eq!(next_offset(&stack, 1), 10);
 }
 
 #[test]
@@ -169,6 +229,30 @@ fn a_restored_database_gets_its_rows_back_from_the_output_topic() {
 }
 
 #[test]
+fn a_database_restored_from_before_the_first_commit() {
+    let stack = stack("restored_new");
+    let mut job = Job::spawn(&stack, &["run"]);
+    let registered = "SELECT count(*) FROM dinnerbell.progress WHERE next_offset = 0";
+    wait_until("partitions are registered", PATIENCE, || job.is_ready() && stack.number(registered) == 3);
+    job.term();
+    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    let backup = Backup::take(&stack);
+    produce(&stack, 0..15);
+    delivers(&stack, 15);
+    backup.restore();
+    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 0);
+    assert_halts(&stack, &["Kafka is ahead of the ledger, by this job's own commits"], "--rebuild-table");
+    repairs(
+        &stack,
+        "--rebuild-table",
+        &["300 of the 300 rows in triggers are not in", "campaigns[2]: next_offset 0 becomes 5"],
+    );
+    LOAD.verify(&stack, 15);
+    produce(&stack, 15..30);
+    recovers(&stack, 30);
+}
+
+#[test]
 fn a_restored_database_with_a_stored_batch_of_the_past() {
     let stack = stack("restored_part");
     produce_to(&stack, 0..20, |n| (n >= 10) as i32);
@@ -193,17 +277,10 @@ fn rebuilding_from_a_topic_that_retention_has_cut_says_what_it_cannot_know() {
     delivers(&stack, 20);
     backup.restore();
     let lost = 10 * LOAD.subscribers;
-    let records = stack.read_triggers();
-    let of = |partition| records.iter().filter(move |record| record.partition == partition).map(|record| record.offset);
     // All but each partition's last record: what the table lacks cannot be whole any more.
-    let mut gone = 0;
-    for partition in 0..3 {
-        if let Some(last) = of(partition).max() {
-            delete_records_of(&stack, &stack.triggers, partition, last);
-            gone += of(partition).count() - 1;
-        }
-    }
-    assert!(gone > lost, "{gone} of {} records went", records.len());
+    let sent = stack.read_triggers().len();
+    let gone = keep_last_triggers(&stack);
+    assert!(gone > lost, "{gone} of {sent} records went");
     let before = everything(&stack);
     for args in [&[][..], &["--rebuild-table", "--execute"]] {
         let (code, text) = repair(&stack, args);

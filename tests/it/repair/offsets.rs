@@ -112,6 +112,137 @@ fn a_reset_offset_beside_a_stored_batch_sends_it_once() {
     recovers(&stack, 20);
 }
 
+/// Its only copy is the stored batch: what has become of its rows in the sink table does not say that readers have them.
+#[test]
+fn a_stored_batch_is_sent_whatever_has_become_of_its_rows_in_the_table() {
+    for (name, change) in [
+        ("stored_deleted", "DELETE FROM subscribers_feedback WHERE adv_campaign_id >= '00000005'"),
+        ("stored_some", "DELETE FROM subscribers_feedback WHERE adv_campaign_id = '00000007'"),
+        ("stored_changed", "UPDATE subscribers_feedback SET restaurant_id = 'x' WHERE adv_campaign_id >= '00000005'"),
+    ] {
+        let stack = stack(name);
+        produce_to(&stack, 0..10, |_| 0);
+        dies_between_the_commits(&stack, 1);
+        delete_group(&stack);
+        stack.execute(change);
+        repairs(&stack, "--offsets", &["none of its 100 rows and 0 dead letters are in the topics: it is sent"]);
+        assert_eq!(stack.read_triggers().len(), 200, "{name}");
+    }
+}
+
+#[test]
+fn a_topic_that_has_lost_the_batch_does_not_prove_that_it_was_not_sent() {
+    let stack = stack("trimmed");
+    produce_to(&stack, 0..5, |_| 0);
+    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S10=0*off->return")]);
+    assert_eq!(job.wait(PATIENCE).signal(), Some(libc::SIGKILL), "{}", job.stderr());
+    assert_eq!(stack.number("SELECT sum(rows)::int8 FROM dinnerbell.parts"), 100);
+    let records = stack.read_triggers();
+    assert_eq!(records.len(), 100, "readers have had it");
+    delete_group(&stack);
+    for partition in 0..3 {
+        let last = records.iter().filter(|record| record.partition == partition).map(|record| record.offset).max();
+        if let Some(last) = last {
+            delete_records_of(&stack, &stack.triggers, partition, last + 1);
+        }
+    }
+    refuses(
+        &stack,
+        &[&[], &["--offsets", "--execute"]],
+        &[
+            "whether readers have had the stored batch [0, 5) of partition 0 cannot be known",
+            "Add --accept-lost-messages",
+        ],
+    );
+    let (code, text) = repair(&stack, &["--offsets", "--accept-lost-messages", "--execute"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("it is given up, and not sent again"), "{text}");
+    assert_eq!(stack.read_triggers().len(), 0);
+    produce_to(&stack, 5..10, |_| 0);
+    let mut job = Job::spawn(&stack, &["run"]);
+    wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= 100 && LOAD.is_in_postgres(&stack, 10));
+    job.term();
+    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 200);
+    assert_eq!(stack.read_triggers().len(), 100);
+}
+
+#[test]
+fn dead_letters_that_their_topic_has_lost_are_not_sent_again() {
+    let stack = stack("trimmed_letters");
+    stack.produce((0..2).map(|n| Message::of(format!("no JSON {n}")).partition(0).key(format!("k{n}"))));
+    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S10=0*off->return")]);
+    assert_eq!(job.wait(PATIENCE).signal(), Some(libc::SIGKILL), "{}", job.stderr());
+    let letters = stack.read_dead_letters();
+    assert_eq!(letters.len(), 2, "readers have had them");
+    delete_group(&stack);
+    for letter in &letters {
+        delete_records_of(&stack, &stack.dead_letters, letter.partition, letter.offset + 1);
+    }
+    refuses(
+        &stack,
+        &[&[], &["--offsets", "--execute"]],
+        &["dead letters cannot be known", "Add --accept-lost-messages"],
+    );
+}
+
+#[test]
+fn a_topic_that_was_trimmed_before_the_batch_was_made_still_tells() {
+    let stack = stack("trimmed_before");
+    produce_to(&stack, 0..10, |_| 0);
+    delivers(&stack, 10);
+    assert!(keep_last_triggers(&stack) > 0);
+    let left = stack.read_triggers().len();
+    produce_to(&stack, 10..15, |_| 0);
+    dies_between_the_commits(&stack, 0);
+    delete_group(&stack);
+    repairs(&stack, "--offsets", &["none of its 100 rows and 0 dead letters are in the topics: it is sent"]);
+    assert_eq!(stack.read_triggers().len(), left + 100);
+}
+
+/// A chunk may have 1 GiB and a batch many of them: more than one value of Postgres takes.
+#[test]
+fn stored_batches_are_kept_however_large_they_are() {
+    let stack = stack("large");
+    produce_to(&stack, 0..10, |_| 0);
+    dies_between_the_commits(&stack, 1);
+    delete_group(&stack);
+    // Behind a gap in the numbers, so that nobody reads them as part of the batch.
+    stack.execute(
+        "INSERT INTO dinnerbell.chunks SELECT commit_id, partition, 1000 + n, 'rows', convert_to(repeat('x', 50000000), 'UTF8') \
+         FROM dinnerbell.parts, generate_series(1, 3) n WHERE to_offset = 10",
+    );
+    let (code, text) = repair(&stack, &["--offsets", "--execute"]);
+    assert_eq!(code, 0, "{text}");
+    let kept = stack.rows(
+        "SELECT count(*) FILTER (WHERE number > 1000), sum(octet_length(body)) > 150000000, \
+         (SELECT count(*) FROM dinnerbell.repairs, jsonb_array_elements(kept->'chunks') c WHERE (c->>'bytes')::int8 = 50000000) \
+         FROM dinnerbell.repaired_chunks",
+    );
+    assert_eq!(kept, [["3", "t", "3"].map(|text| Some(text.to_owned()))]);
+    recovers(&stack, 10);
+}
+
+#[test]
+fn what_postgres_refuses_it_refuses_before_anything_is_sent() {
+    let stack = stack("refused");
+    produce_to(&stack, 0..10, |_| 0);
+    dies_between_the_commits(&stack, 1);
+    delete_group(&stack);
+    stack.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now'; END $$; \
+         CREATE TRIGGER refuse BEFORE DELETE ON dinnerbell.parts FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let before = substance(&stack);
+    let (code, text) = repair(&stack, &["--offsets", "--execute"]);
+    assert_ne!(code, 0, "{text}");
+    assert!(text.contains("not now"), "{text}");
+    assert_eq!(substance(&stack), before);
+    stack.execute("DROP TRIGGER refuse ON dinnerbell.parts");
+    repairs(&stack, "--offsets", &["none of its 100 rows"]);
+    recovers(&stack, 10);
+}
+
 #[test]
 fn nothing_is_repaired_under_a_running_job() {
     let stack = stack("members");

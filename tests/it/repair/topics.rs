@@ -184,3 +184,23 @@ fn a_ledger_beyond_the_topic_s_end() {
     produce_to(&stack, 10..20, |_| 0);
     recovers(&stack, 20);
 }
+
+#[test]
+fn a_ledger_beyond_the_topic_s_end_beside_a_stored_batch_that_cannot_be_read() {
+    let stack = stack("beyond_unread");
+    produce_to(&stack, 0..10, |_| 0);
+    dies_between_the_commits(&stack, 1);
+    stack.execute(
+        "UPDATE dinnerbell.progress SET next_offset = 17, last_output_to = 17 WHERE partition = 0; \
+         UPDATE dinnerbell.parts SET to_offset = 17, format = 99 WHERE from_offset = 5",
+    );
+    let (code, text) = repair(&stack, &[]);
+    assert!(code == 1 && text.contains("the ledger stands beyond the topic's end"), "{text}");
+    let (code, text) = repair(&stack, &["--resend-from-table", "--execute"]);
+    assert!(code == 1 && text.contains("100 rows are in"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("next") && line.contains("--accept-lost-messages")), "{text}");
+    assert_eq!(stack.read_triggers().len(), 200);
+    repairs(&stack, "--accept-lost-messages", &["campaigns[0]: next_offset 17 becomes 10, the topic's end"]);
+    produce_to(&stack, 10..20, |_| 0);
+    recovers(&stack, 20);
+}
