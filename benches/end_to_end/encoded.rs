@@ -62,7 +62,8 @@ async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data
     let postgres = setup::connect(config).await.expect("Postgres");
     let topics = setup::inspect_topics(config).await.expect("Kafka");
     let shape = setup::describe_table(config, &postgres).await.expect("the sink table");
-    let lookups = setup::load_lookups(&mission, &postgres).await.expect("the lookup tables").current();
+    let keys = setup::lookup_keys(config, &mission, &postgres).await.expect("what the SQL joins by");
+    let lookups = setup::load_lookups(&mission, &postgres, keys).await.expect("the lookup tables").current();
     let engine = setup::compile(config, &mission, &lookups, &shape, &topics).await.expect("the SQL");
     let mut out = Out::create(data);
     let mut commits = Vec::new();
