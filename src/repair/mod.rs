@@ -7,7 +7,7 @@
 //! `repairs`. Whether a batch is sent is decided by what is in the output topic and never twice: Kafka comes first, and
 //! after a crash the rows that are there speak for themselves.
 //!
-//! [`inspect`] looks, [`findings`] says what is wrong, [`change`] works a repair out ([`evidence`] and [`compare`] with the
+//! [`inspect`] looks, [`findings`] says what is wrong, [`change`] and [`adopt`] work a repair out ([`evidence`] and [`compare`] with the
 //! output topic beside the sink table), [`act`] carries it out.
 
 mod act;
