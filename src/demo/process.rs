@@ -3,11 +3,12 @@
 //! On Linux the kernel ends a child when its parent is gone, however the parent went. Elsewhere a parent that is killed
 //! leaves its children behind; only a drop of their handles ends them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command};
-use std::sync::LazyLock;
 use std::sync::mpsc::{self, Sender};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A signal by its number, such as `libc::SIGINT`.
@@ -86,12 +87,17 @@ pub fn wait(child: &mut Child, patience: Duration) -> io::Result<bool> {
     Ok(true)
 }
 
+/// No port is handed out twice: who asked for it first may not listen yet.
+static HANDED_OUT: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
 /// A loopback port nobody listens on. It lies below the ports that the kernel gives to outgoing connections (32768 and
 /// up on Linux), so it is still free when a server stops and starts again on it.
 pub fn free_port() -> io::Result<u16> {
+    let mut handed_out = HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..100 {
         let port = fastrand::u16(15_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if !handed_out.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            handed_out.insert(port);
             return Ok(port);
         }
     }
