@@ -12,6 +12,7 @@
 //!
 //! [`job`] alone joins the parts, and [`repair`] what is left of them when a job has halted; [`ledger`] states the delivery promise and the protocol that keeps it.
 
+mod id;
 mod steps;
 #[cfg(test)]
 mod testdb;

@@ -3,16 +3,18 @@
 //!
 //! It makes one connection and never a second: what a lost connection leads to is the caller's business.
 
+use std::collections::HashMap;
 use std::error::Error as _;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
 use postgres_openssl::MakeTlsConnector;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode as Wire};
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{AsyncMessage, Client, Statement};
 
 use crate::config::{PostgresSettings, SslMode, Tls};
 use crate::{Error, Result};
@@ -22,6 +24,21 @@ use crate::{Error, Result};
 pub struct Connection {
     client: Client,
     driver: JoinHandle<()>,
+    prepared: Mutex<HashMap<String, Statement>>,
+}
+
+impl Connection {
+    /// The statement of this text, prepared at its first use: for statements of which there are few, and each of them in
+    /// every commit. Values go into parameters.
+    pub async fn prepared(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        let known = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned();
+        if let Some(statement) = known {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
 }
 
 impl Deref for Connection {
@@ -81,7 +98,7 @@ async fn attempt(
             }
         }
     });
-    Ok(Connection { client, driver })
+    Ok(Connection { client, driver, prepared: Mutex::default() })
 }
 
 /// What to try, in order. Over Unix sockets there is no TLS, whatever the mode says, as with libpq.

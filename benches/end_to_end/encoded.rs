@@ -59,8 +59,8 @@ pub fn runtime() -> tokio::runtime::Runtime {
 
 async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data: &Path) -> (String, Vec<Commit>) {
     let mission = Mission::load(config).expect("the SQL");
-    let postgres = setup::connect(config).await.expect("Postgres");
-    let topics = setup::inspect_topics(config).await.expect("Kafka");
+    let postgres = store::connect(&config.postgres).await.expect("Postgres");
+    let topics = setup::inspect_topics(config, setup::brokers(config).await.expect("Kafka")).await.expect("topics");
     let shape = setup::describe_table(config, &postgres).await.expect("the sink table");
     let keys = setup::lookup_keys(config, &mission, &postgres).await.expect("what the SQL joins by");
     let lookups = setup::load_lookups(&mission, &postgres, keys).await.expect("the lookup tables").current();
@@ -166,8 +166,8 @@ impl Out {
 }
 
 async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
-    let postgres = setup::connect(config).await.expect("Postgres");
-    let topics = setup::inspect_topics(config).await.expect("Kafka");
+    let postgres = store::connect(&config.postgres).await.expect("Postgres");
+    let topics = setup::inspect_topics(config, setup::brokers(config).await.expect("Kafka")).await.expect("topics");
     let Topics { cluster_id, topic_id, .. } = &topics;
     let (group, topic) = (&config.source.group_id, &config.source.topic);
     store::create(&postgres, &config.ledger_schema).await.expect("the ledger");

@@ -1,12 +1,13 @@
 //! Latency of single small campaigns, and what an idle job costs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 use tokio_postgres::NoTls;
@@ -114,6 +115,14 @@ fn campaign_id(value: &[u8]) -> String {
     value["adv_campaign_id"].as_str().expect("an id").to_owned()
 }
 
+/// The slowest campaigns of all runs, by their number: the first ones have more to wait for.
+fn slowest<'a>(runs: impl Iterator<Item = &'a Vec<f64>>) -> String {
+    let mut all: Vec<(usize, f64)> = runs.flat_map(|run| run.iter().copied().enumerate()).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let told = all.iter().take(5).map(|(number, millis)| format!("campaign {number} {millis:.0} ms"));
+    told.collect::<Vec<_>>().join(", ")
+}
+
 type Watching = JoinHandle<BTreeMap<String, Instant>>;
 
 /// Notes when the first row of each campaign can be read.
@@ -147,18 +156,30 @@ fn watch_kafka(stack: &Stack, stop: Arc<AtomicBool>) -> Watching {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &stack.bootstrap).set("group.id", "unused").set("enable.auto.commit", "false");
     config.set("isolation.level", "read_committed").set("fetch.wait.max.ms", "100");
+    config.set("enable.partition.eof", "true");
     let consumer: BaseConsumer = config.create().expect("a consumer");
     let mut all = TopicPartitionList::new();
     for partition in 0..3 {
         all.add_partition_offset(&stack.triggers, partition, Offset::Beginning).expect("an offset");
     }
     consumer.assign(&all).expect("an assignment");
+    // It stands at the end of every partition before anything is sent: its own start is nobody's latency.
+    let mut ends = BTreeSet::new();
+    while ends.len() < 3 {
+        match consumer.poll(Duration::from_secs(10)).expect("the end of an empty partition") {
+            Err(KafkaError::PartitionEOF(partition)) => ends.insert(partition),
+            other => panic!("nothing is there yet: {other:?}"),
+        };
+    }
     std::thread::spawn(move || {
         let mut seen = BTreeMap::new();
         while !stop.load(Ordering::SeqCst) {
             let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
             let now = Instant::now();
-            let message = message.expect("a record");
+            let message = match message {
+                Err(KafkaError::PartitionEOF(_)) => continue,
+                message => message.expect("a record"),
+            };
             seen.entry(campaign_id(message.payload().expect("a value"))).or_insert(now);
         }
         seen
@@ -183,6 +204,9 @@ fn tell(report: &mut Report, jobs: &[Latencies], nulls: &[Latencies]) {
                 "",
             );
             report.bar(&format!("trickle: {quantile} in {name}"), Bar::AtMost(limit), job, " ms");
+        }
+        for (program, runs) in [("job", jobs), ("null job", nulls)] {
+            report.figure(&format!("trickle: slowest in {name}, {program}: {}", slowest(runs.iter().map(sink))));
         }
     }
     let idle = percentile(jobs.iter().map(|run| run.idle), 0.5);

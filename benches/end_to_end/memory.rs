@@ -116,30 +116,39 @@ fn one_campaign(options: &Options, report: &mut Report) {
 pub fn load(options: &Options, report: &mut Report) {
     let stack = with_table("load", options, UUID_CLIENTS);
     let config = Arc::new(Config::load(Some(&stack.config())).expect("the stack's settings"));
-    let mission = Mission::load(&config).expect("the SQL");
+    let shipped = include_str!("../../sql/lookups/subscribers_restaurants.sql");
+    for (kind, sql, bar) in [("as shipped", shipped, Bar::AtMost(1.2)), ("without DISTINCT", PLAIN_QUERY, Bar::Told)] {
+        stack.write_sql("lookups/subscribers_restaurants.sql", sql);
+        let (load, copy) = loads(&config, options.runs, kind);
+        report.figure(&format!("load, {kind}: {load:.2} s, a bare COPY TO STDOUT {copy:.2} s"));
+        report.bar(&format!("load, {kind}: against a bare COPY TO STDOUT of the same query"), bar, load / copy, "");
+    }
+}
+
+/// Seconds that loading takes, and the bare COPY, in turns.
+fn loads(config: &Arc<Config>, runs: usize, kind: &str) -> (f64, f64) {
+    let mission = Mission::load(config).expect("the SQL");
     let query = &mission.files.lookups[0];
     let runtime = runtime();
     let (mut loads, mut copies) = (Vec::new(), Vec::new());
-    for n in 0..=options.runs {
+    for n in 0..=runs {
         let client = runtime.block_on(postgres::connect(&config.postgres, "bench")).expect("Postgres");
         let began = Instant::now();
         let rows = runtime.block_on(bare(&client, &query.sql));
         let copied = began.elapsed().as_secs_f64();
-        let keys = runtime.block_on(setup::lookup_keys(&config, &mission, &client)).expect("what the SQL joins by");
+        let keys = runtime.block_on(setup::lookup_keys(config, &mission, &client)).expect("what the SQL joins by");
         let began = Instant::now();
         let table =
             runtime.block_on(lookup::load(&client, query, &keys[&query.name], |_, _| {})).expect("a lookup table");
         let loaded = began.elapsed().as_secs_f64();
         assert_eq!(rows, table.rows, "rows of the COPY and of the table");
-        println!("  load {n}: {rows} rows, {loaded:.3} s, bare COPY {copied:.3} s");
-        if n > 0 || options.runs == 0 {
+        println!("  load {kind} {n}: {rows} rows, {loaded:.3} s, bare COPY {copied:.3} s");
+        if n > 0 || runs == 0 {
             loads.push(loaded);
             copies.push(copied);
         }
     }
-    let (load, copy) = (median(loads), median(copies));
-    report.figure(&format!("load: {load:.2} s, a bare COPY TO STDOUT {copy:.2} s"));
-    report.bar("load: against a bare COPY TO STDOUT of the same query", Bar::AtMost(1.2), load / copy, "");
+    (median(loads), median(copies))
 }
 
 /// The query's binary COPY, read and thrown away; its rows.

@@ -6,6 +6,8 @@ pub mod dead_letter;
 #[path = "../../src/decode/mod.rs"]
 pub mod decode;
 pub mod error;
+#[path = "../../src/id.rs"]
+mod id;
 /// The second opinion of the decoder's own tests.
 #[path = "../../src/decode/tests/judge.rs"]
 pub mod judge;

@@ -36,7 +36,7 @@ pub async fn run(config: Config) -> Result<()> {
     if let Err(error) = topics(&mut report, &config).await {
         report.fail("topics", &error);
     }
-    match setup::connect(&config).await {
+    match store::connect(&config.postgres).await {
         Err(error) => report.fail("Postgres", &error),
         Ok(postgres) => {
             if let Err(error) = tables(&mut report, &config, &postgres).await {

@@ -28,6 +28,7 @@ use crate::encode::pieces::pieces;
 use crate::error::{Error, Result};
 use crate::job::output::row_numbers;
 use crate::job::setup::{self, Mission};
+use crate::ledger::store;
 use crate::lookup::{LookupKeys, LookupSet, LookupTable};
 use crate::postgres::Connection;
 use crate::sink::table;
@@ -150,7 +151,7 @@ impl<'a> Tables<'a> {
         let mut tables = BTreeMap::new();
         let mut postgres = None;
         if !missing.files.lookups.is_empty() {
-            let connection = setup::connect(self.config).await.inspect_err(|_| {
+            let connection = store::connect(&self.config.postgres).await.inspect_err(|_| {
                 super::say_aside(
                     "note: lookup tables come from Postgres; --lookup-file NAME=FILE takes one from a file instead",
                 );

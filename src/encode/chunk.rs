@@ -3,7 +3,10 @@
 //! Promises: [`unpack`] gives back exactly the values, types and nulls that [`pack`] got, so that the rows encode to the
 //! same bytes again; bytes that were damaged give an error, never a panic and never wrong rows (zstd's checksum, without
 //! which nothing is read). A chunk holds only what its rows refer to, however large the buffers behind their string views
-//! are. Does not keep anything about the job: the ledger's tables do.
+//! are, and of what repeats from row to row one copy, see [`thin`]. Does not keep anything about the job: the ledger's
+//! tables do.
+
+mod thin;
 
 use std::sync::Arc;
 
@@ -33,7 +36,7 @@ const INLINE: u32 = 12;
 
 /// One batch as a zstd-compressed Arrow IPC stream.
 pub fn pack(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let batch = compact(batch)?;
+    let batch = thin::thin(batch).map_err(arrow("compacting rows"))?;
     let mut ipc = Vec::new();
     write(&batch, &mut ipc).map_err(arrow("writing a stored chunk"))?;
     if ipc.len() > MAX_UNPACKED {
@@ -90,6 +93,7 @@ fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
 fn read(mut ipc: Buffer) -> Result<RecordBatch> {
     let mut decoder = StreamDecoder::new();
     let batch = decoder.decode(&mut ipc).map_err(damaged)?.ok_or_else(|| damaged("it holds no batch"))?;
+    let batch = thin::thick(&batch).map_err(damaged)?;
     // What remains is the end of the stream.
     let more = if ipc.is_empty() { None } else { decoder.decode(&mut ipc).map_err(damaged)? };
     if more.is_some() || !ipc.is_empty() {
@@ -106,18 +110,15 @@ fn damaged(why: impl std::fmt::Display) -> Error {
     }
 }
 
-/// The same rows, with every column of string or binary views rewritten to hold only the bytes that its rows refer to;
-/// a view that repeats is copied once. The cost is that of the rows, not of the buffers behind them. Views inside
-/// lists and structs stay as they are (no conformed batch has any).
-pub fn compact(batch: &RecordBatch) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().map(|column| match column.data_type() {
+/// A column of string or binary views rewritten to hold only the bytes that its rows refer to; a view that repeats is copied
+/// once. The cost is that of the rows, not of the buffers behind them. Other columns stay as they are, and so do views inside
+/// lists and structs (no conformed batch has any).
+fn compact(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    match column.data_type() {
         DataType::Utf8View => compact_views::<StringViewType>(column.as_string_view()),
         DataType::BinaryView => compact_views::<BinaryViewType>(column.as_binary_view()),
         _ => Ok(column.clone()),
-    });
-    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(arrow("compacting rows"))?;
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(batch.schema(), columns, &options).map_err(arrow("compacting rows"))
+    }
 }
 
 fn compact_views<T: ByteViewType>(array: &GenericByteViewArray<T>) -> Result<ArrayRef, ArrowError> {

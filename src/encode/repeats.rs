@@ -52,7 +52,7 @@ impl Fresh {
 }
 
 /// Calls `changed` for every row, the first one left out, whose value may differ from that of the row above.
-fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
+pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
     let len = array.len();
     match array.data_type() {
         DataType::Null => {}

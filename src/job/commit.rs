@@ -13,7 +13,7 @@ use crate::dead_letter::{Reject, Stage, to_record_batch};
 use crate::encode::chunk;
 use crate::error::{Error, Result};
 use crate::kafka;
-use crate::ledger::claim::{Tenure, offsets_of};
+use crate::ledger::claim::{Held, Tenure, offsets_of};
 use crate::ledger::replay;
 use crate::ledger::store::{PART_FORMAT, PartFacts, PartHead, Step};
 use crate::lookup::LookupSet;
@@ -120,7 +120,7 @@ async fn attempt(
     now: DateTime<Utc>,
     lookups: &LookupSet,
 ) -> Result<Attempt> {
-    let transaction = Transaction::new(engine, tenure);
+    let transaction = Transaction::new(engine, tenure, works);
     let columns = engine.columns.clone();
     let mut output = Output::new(engine, works, now, lookups);
     let first = match output.next().await {
@@ -181,12 +181,10 @@ impl Transaction {
         results: &[PartResult],
     ) -> Result<()> {
         let (steps, parts) = self.store(tenure, works, now, &ready.written, results).await?;
-        tenure.ledger.delete_parts(&tenure.postgres, &tenure.confirmed).await?;
         tenure.ledger.advance_and_commit(&tenure.postgres, &steps).await?;
         crate::step!("S7");
         tenure.confirmed.clear();
         tenure.advanced(&steps);
-        let offsets = offsets_of(&steps);
         if ready.late {
             tracing::warn!("Kafka was too slow for one transaction; the batch is sent again from the ledger");
             self.abort_kafka().await?;
@@ -195,15 +193,13 @@ impl Transaction {
                 &tenure.postgres,
                 self.producer.clone(),
                 &parts,
-                offsets,
+                offsets_of(&steps),
                 tenure.group.clone(),
             )
             .await?;
         } else {
-            let (producer, topic, group) = (self.producer.clone(), tenure.ledger.topic.clone(), tenure.group.clone());
+            let producer = self.producer.clone();
             kafka::blocking(move || {
-                producer.send_offsets(&topic, &offsets, group.get())?;
-                crate::step!("S8");
                 crate::step!("S9");
                 producer.commit()
             })
@@ -228,39 +224,19 @@ impl Transaction {
         written: &[Written],
         results: &[PartResult],
     ) -> Result<(Vec<Step>, Vec<PartHead>)> {
+        let (ledger, postgres) = (&tenure.ledger, &tenure.postgres);
         let mut steps = Vec::new();
         let mut parts = Vec::new();
         for ((work, written), result) in works.iter().zip(written).zip(results) {
             let Some(held) = tenure.held.get(&work.partition) else { continue };
             let has_output = written.rows + written.letters > 0;
-            let metadata = tenure.ledger.metadata(held.epoch, self.id);
             if has_output {
-                let part = PartHead {
-                    commit_id: self.id,
-                    partition: work.partition,
-                    from: held.next_offset,
-                    to: work.range.to,
-                    format: PART_FORMAT,
-                    previous_metadata: held.metadata.clone(),
-                    output_topic: self.output_to.topic.to_string(),
-                    output_key: self.output_key.clone(),
-                    letter_topic: self.letters_to.topic.to_string(),
-                    rows: written.rows,
-                    letters: written.letters,
-                };
-                let facts = PartFacts {
-                    outcomes: outcomes_as_json(result),
-                    triggered_at: SystemTime::from(now),
-                    sql_hash: self.sql_hash.clone(),
-                    sink_table: self.copy.table.clone(),
-                };
-                tenure.ledger.insert_part(&tenure.postgres, &part, &facts).await?;
-                parts.push(part);
+                parts.push((self.head(work, held, written), self.facts(now, result)));
             }
             for (offset, letter, reject) in &result.over_size {
                 let body = chunk::pack(&to_record_batch(std::slice::from_ref(letter))?)?;
                 let facts = [&*self.letters_to.topic, reject.stage.as_str(), &reject.path, &reject.reason];
-                tenure.ledger.insert_letter(&tenure.postgres, work.partition, *offset, facts, &body).await?;
+                ledger.insert_letter(postgres, work.partition, *offset, facts, &body).await?;
             }
             steps.push(Step {
                 partition: work.partition,
@@ -268,11 +244,39 @@ impl Transaction {
                 from: held.next_offset,
                 to: work.range.to,
                 has_output,
-                metadata,
+                metadata: ledger.metadata(held.epoch, self.id),
             });
         }
+        // Sent together: nobody waits for one before the next.
+        let stored = parts.iter().map(|(part, facts)| ledger.insert_part(postgres, part, facts));
+        futures::future::try_join_all(stored).await?;
         steps.sort_by_key(|step| step.partition);
-        Ok((steps, parts))
+        Ok((steps, parts.into_iter().map(|(part, _)| part).collect()))
+    }
+
+    fn head(&self, work: &Work, held: &Held, written: &Written) -> PartHead {
+        PartHead {
+            commit_id: self.id,
+            partition: work.partition,
+            from: held.next_offset,
+            to: work.range.to,
+            format: PART_FORMAT,
+            previous_metadata: held.metadata.clone(),
+            output_topic: self.output_to.topic.to_string(),
+            output_key: self.output_key.clone(),
+            letter_topic: self.letters_to.topic.to_string(),
+            rows: written.rows,
+            letters: written.letters,
+        }
+    }
+
+    fn facts(&self, now: DateTime<Utc>, result: &PartResult) -> PartFacts {
+        PartFacts {
+            outcomes: outcomes_as_json(result),
+            triggered_at: SystemTime::from(now),
+            sql_hash: self.sql_hash.clone(),
+            sink_table: self.copy.table.clone(),
+        }
     }
 }
 

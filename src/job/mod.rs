@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::{Action, Error, Result};
 use crate::ledger::claim::Claimant;
-use crate::ledger::store::Ledger;
+use crate::ledger::store::{self, Ledger};
 use crate::lookup::{LookupStatus, Lookups};
 use crate::postgres;
 use crate::sink::table::TableShape;
@@ -135,15 +135,18 @@ async fn prepare(
 }
 
 async fn try_prepare(config: &Arc<Config>, mission: &Mission) -> Result<Ready> {
-    let postgres = setup::connect(config).await?;
-    let topics = setup::inspect_topics(config).await?;
+    let (postgres, brokers) = tokio::try_join!(store::connect(&config.postgres), setup::brokers(config))?;
     let shape = setup::describe_table(config, &postgres).await?;
     // Everything the SQL can be blamed for comes before millions of rows are loaded and before the ledger is touched.
-    let described = setup::describe_lookups(mission, &postgres).await?;
-    let keys = setup::compile(config, mission, &described, &shape, &topics).await?.transform.lookup_keys();
-    let lookups = Arc::new(setup::load_lookups(mission, &postgres, keys).await?);
-    let ledger = Arc::new(setup::open_ledger(config, &postgres, &topics).await?);
-    Ok(Ready { topics, shape, lookups, ledger })
+    let keys = setup::check_sql(config, mission, &postgres, &shape).await?;
+    // Kafka is asked while Postgres makes the lookup tables' rows.
+    let rest = async {
+        let topics = setup::inspect_topics(config, brokers).await?;
+        let ledger = setup::open_ledger(config, &store::connect(&config.postgres).await?, &topics).await?;
+        Ok((topics, ledger))
+    };
+    let (lookups, (topics, ledger)) = tokio::try_join!(setup::load_lookups(mission, &postgres, keys), rest)?;
+    Ok(Ready { topics, shape, lookups: Arc::new(lookups), ledger: Arc::new(ledger) })
 }
 
 fn report_lookups(health: &Health, tables: &[LookupStatus]) {

@@ -22,7 +22,7 @@ use crate::ledger::claim::read_group_offsets;
 use crate::ledger::decide;
 use crate::ledger::store::{self, Ledger};
 use crate::lookup::{self, LookupKeys, LookupSet, Lookups};
-use crate::postgres::{self, Connection};
+use crate::postgres::Connection;
 use crate::sink::kafka::Destination;
 use crate::sink::postgres::CopyPlan;
 use crate::sink::rows::RowProducer;
@@ -63,10 +63,10 @@ pub struct Topics {
     pub letters_to: Destination,
 }
 
-/// Clients of the one cluster that the job works on, by source's and by sink's properties.
+/// Clients of the one cluster that the job works on, by source's and by sink's properties: one client where they are equal.
 pub struct Brokers {
-    pub source: BaseConsumer<Asker>,
-    pub sink: BaseConsumer<Asker>,
+    pub source: Arc<BaseConsumer<Asker>>,
+    pub sink: Arc<BaseConsumer<Asker>>,
     pub cluster_id: String,
 }
 
@@ -75,8 +75,11 @@ pub struct Brokers {
 /// # Errors
 /// [`Error::Halt`] for two clusters, [`Error::Kafka`] where no broker answers.
 pub fn connect_kafka(config: &Config, limit: Duration) -> Result<Brokers> {
-    let source = kafka::probe_within(&config.source.kafka, limit)?;
-    let sink = kafka::probe_within(&config.sink_kafka.kafka, limit)?;
+    let source = Arc::new(kafka::probe_within(&config.source.kafka, limit)?);
+    let sink = match config.sink_kafka.kafka == config.source.kafka {
+        true => source.clone(),
+        false => Arc::new(kafka::probe_within(&config.sink_kafka.kafka, limit)?),
+    };
     let (from, to) = (kafka::cluster_id(source.client())?, kafka::cluster_id(sink.client())?);
     if from != to {
         return Err(Error::Halt {
@@ -89,22 +92,30 @@ pub fn connect_kafka(config: &Config, limit: Duration) -> Result<Brokers> {
     Ok(Brokers { source, sink, cluster_id: from })
 }
 
-/// Looks at the three topics: that they exist, on one cluster, and how large their messages may be.
+/// As [`connect_kafka`], with the patience of whoever watches a start.
+pub async fn brokers(config: &Arc<Config>) -> Result<Brokers> {
+    let asked = config.clone();
+    kafka::blocking(move || connect_kafka(&asked, FIRST_ANSWER)).await
+}
+
+/// Looks at the three topics: that they exist, and how large their messages may be.
 ///
 /// # Errors
-/// [`Error::Halt`] for a topic that is missing or two clusters, [`Error::Kafka`] where no broker answers.
-pub async fn inspect_topics(config: &Arc<Config>) -> Result<Topics> {
+/// [`Error::Halt`] for a topic that is missing, [`Error::Kafka`] where no broker answers.
+pub async fn inspect_topics(config: &Arc<Config>, brokers: Brokers) -> Result<Topics> {
     let asked = config.clone();
-    let (cluster_id, topic_id, partitions) = kafka::blocking(move || {
-        let Brokers { source, sink, cluster_id } = connect_kafka(&asked, FIRST_ANSWER)?;
+    let facts = kafka::blocking(move || {
+        let Brokers { source, sink, cluster_id } = brokers;
         let partitions = kafka::partition_count(source.client(), &asked.source.topic)?;
         kafka::partition_count(sink.client(), &asked.sink_kafka.topic)?;
         kafka::partition_count(sink.client(), &asked.dead_letters.topic)?;
         Ok((cluster_id, kafka::topic_id(source.client(), &asked.source.topic)?, partitions))
-    })
-    .await?;
+    });
     let names = [&config.source.topic, &config.sink_kafka.topic, &config.dead_letters.topic];
-    let limits = max_message_bytes(config, &names.map(String::as_str)).await.unwrap_or_else(|error| {
+    let topics = names.map(String::as_str);
+    let (facts, limits) = tokio::join!(facts, max_message_bytes(config, &topics));
+    let (cluster_id, topic_id, partitions) = facts?;
+    let limits = limits.unwrap_or_else(|error| {
         tracing::warn!("{error}; Kafka's default is assumed");
         BTreeMap::new()
     });
@@ -160,13 +171,6 @@ pub fn producer_properties(config: &Config, topics: &Topics) -> BTreeMap<String,
     properties.entry("queue.buffering.max.kbytes".into()).or_insert_with(|| queue.to_string());
     properties.entry("batch.size".into()).or_insert_with(|| batch.max(1).to_string());
     properties
-}
-
-/// Connects, with the session as the protocol needs it.
-pub async fn connect(config: &Config) -> Result<Connection> {
-    let connection = postgres::connect(&config.postgres, "dinnerbell").await?;
-    store::prepare_session(&connection).await?;
-    Ok(connection)
 }
 
 /// The sink table, with its serial columns' headroom looked at.
@@ -237,6 +241,23 @@ pub fn fit(config: &Config, mission: &Mission, transform: &Transform, shape: &Ta
         Destination { topic: config.sink_kafka.topic.as_str().into(), max_record_bytes: DEFAULT_MAX_MESSAGE_BYTES };
     RowProducer::new(conform.schema(), to, config.sink_kafka.key.as_deref())?;
     Ok(conform)
+}
+
+/// Compiles the SQL against tables without rows, and says what it joins the lookup tables by: all that the SQL can be
+/// blamed for shows here.
+///
+/// # Errors
+/// As for [`compile`].
+pub async fn check_sql(
+    config: &Config,
+    mission: &Mission,
+    postgres: &Connection,
+    shape: &TableShape,
+) -> Result<LookupKeys> {
+    let described = describe_lookups(mission, postgres).await?;
+    let transform = compile_query(config, mission, &described).await?;
+    fit(config, mission, &transform, shape)?;
+    Ok(transform.lookup_keys())
 }
 
 /// The lookup tables' columns, without rows: enough to compile the SQL.

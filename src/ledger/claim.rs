@@ -16,11 +16,11 @@ use uuid::Uuid;
 use super::ailment::{row_missing, topic_anew};
 use super::decide::{Decision, KafkaOffset, Seen, decide, is_of};
 use super::replay;
-use super::store::{Claimed, Ledger, PartHead, Step, prepare_session};
+use super::store::{Claimed, Ledger, PartHead, Step, connect};
 use crate::config::Config;
 use crate::error::{Action, Error, Result};
 use crate::kafka::{self, GroupMetadata};
-use crate::postgres::{self, Connection};
+use crate::postgres::Connection;
 use crate::sink::kafka::{OffsetCommit, Producer};
 use crate::source::Watcher;
 
@@ -127,15 +127,18 @@ impl Tenure {
         Ok(())
     }
 
+    /// Opens a Postgres transaction in which confirmed parts go first.
+    pub async fn begin(&self) -> Result<()> {
+        self.ledger.begin(&self.postgres, &self.confirmed).await
+    }
+
     /// Makes progress without output durable, deletes confirmed parts: in Postgres, then in Kafka.
     pub async fn flush(&mut self) -> Result<()> {
         let steps = self.pending();
         if steps.is_empty() && self.confirmed.is_empty() {
             return Ok(());
         }
-        let doing = || Error::postgres("writing progress to the ledger");
-        self.postgres.batch_execute("BEGIN").await.map_err(doing())?;
-        self.ledger.delete_parts(&self.postgres, &self.confirmed).await?;
+        self.begin().await?;
         self.ledger.advance_and_commit(&self.postgres, &steps).await?;
         self.confirmed.clear();
         self.advanced(&steps);
@@ -196,7 +199,6 @@ pub async fn commit_offsets(
 /// # Errors
 /// [`Error::Halt`] for what the ledger cannot explain; what the servers say otherwise.
 pub async fn claim(claimant: &Claimant, partitions: &[i32], group: Arc<GroupMetadata>) -> Result<Tenure> {
-    check_topic(claimant).await?;
     let (mut tenure, seen) = seize(claimant, partitions, group).await?;
     match mend(claimant, &mut tenure, seen).await {
         Ok(()) => Ok(tenure),
@@ -223,9 +225,12 @@ async fn seize(
 ) -> Result<(Tenure, Vec<(i32, Seen)>)> {
     let ledger = claimant.ledger.clone();
     let [first, second] = &claimant.transactional_ids;
-    let (a, b) = tokio::try_join!(open(claimant, first), open(claimant, second))?;
-    let postgres = postgres::connect(&claimant.config.postgres, "dinnerbell").await?;
-    prepare_session(&postgres).await?;
+    let ((), a, b, postgres) = tokio::try_join!(
+        check_topic(claimant),
+        open(claimant, first),
+        open(claimant, second),
+        connect(&claimant.config.postgres)
+    )?;
     register_new(claimant, &postgres, partitions).await?;
     let claimed = ledger.take(&postgres, partitions, &claimant.transactional_ids).await?;
     if claimed.len() != partitions.len() {
@@ -325,8 +330,9 @@ pub async fn fence(claimant: &Claimant, theirs: BTreeSet<String>) -> Result<()> 
 
 async fn look(claimant: &Claimant, claimed: Vec<Claimed>) -> Result<Vec<(i32, Seen)>> {
     let partitions: Vec<i32> = claimed.iter().map(|claimed| claimed.partition).collect();
-    let mut offsets = group_offsets(claimant, partitions.clone()).await?;
-    let marks = watermarks(&claimant.consumer, &claimant.ledger.topic, partitions).await?;
+    let offsets = group_offsets(claimant, partitions.clone());
+    let marks = watermarks(&claimant.consumer, &claimant.ledger.topic, partitions);
+    let (mut offsets, marks) = tokio::try_join!(offsets, marks)?;
     Ok(claimed
         .into_iter()
         .map(|Claimed { partition, progress, parts, .. }| {

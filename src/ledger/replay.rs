@@ -69,15 +69,15 @@ enum Feed {
 async fn read(ledger: &Ledger, postgres: &Client, part: &PartHead, to: &mpsc::Sender<Feed>) -> Result<()> {
     readable_format(part)?;
     let mut number = 0;
-    while let Some((kind, body)) = ledger.chunk(postgres, part, number).await? {
+    loop {
         crate::step!("S15.chunk");
+        let Some((kind, body)) = ledger.chunk(postgres, part, number).await? else { return Ok(()) };
         if to.send(Feed::Chunk(part.clone(), kind, body)).await.is_err() {
             // The sender has failed; its error is the one that counts.
             return Ok(());
         }
         number += 1;
     }
-    Ok(())
 }
 
 fn send(producer: &Producer, parts: &[PartHead], mut inbox: mpsc::Receiver<Feed>) -> Result<()> {

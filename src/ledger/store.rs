@@ -1,18 +1,19 @@
-//! The ledger's rows in Postgres: reading and writing them. What they mean is decided elsewhere.
+//! The ledger's rows in Postgres: its making, and what claims read and write of it. What the rows mean is decided elsewhere.
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::ailment::{Verb, topic_anew};
-use crate::config::quote_identifier;
+use crate::config::{PostgresSettings, quote_identifier};
 use crate::error::{Error, Result};
+use crate::postgres::{self, Connection};
 
 /// The protocol that this binary speaks; an `advance` under another one is refused.
 pub const PROTOCOL: i32 = 1;
 
 /// The format of stored parts that this binary writes. It reads this one and all older ones.
-pub const PART_FORMAT: i32 = 1;
+pub const PART_FORMAT: i32 = 2;
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -101,7 +102,7 @@ pub enum ChunkKind {
 }
 
 impl ChunkKind {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             ChunkKind::Rows => "rows",
             ChunkKind::Letters => "letters",
@@ -157,8 +158,15 @@ async fn create_locked(client: &Client, schema: &str) -> Result<()> {
     Err(Error::postgres(doing)(error))
 }
 
-/// Settings that the protocol needs of each connection, whatever the server's defaults are.
-pub async fn prepare_session(client: &Client) -> Result<()> {
+/// Connects, with a session as the protocol needs it.
+pub async fn connect(settings: &PostgresSettings) -> Result<Connection> {
+    let connection = postgres::connect(settings, "dinnerbell").await?;
+    prepare_session(&connection).await?;
+    Ok(connection)
+}
+
+/// Settings that the protocol needs of each session, whatever the server's defaults are.
+async fn prepare_session(client: &Client) -> Result<()> {
     // A stopped process must not hold the row locks of its partitions: 10 s is longer than any honest pause.
     client
         .batch_execute(
@@ -361,154 +369,6 @@ impl Ledger {
         }))
     }
 
-    pub async fn insert_chunk(
-        &self,
-        client: &Client,
-        commit: Uuid,
-        partition: i32,
-        number: i32,
-        kind: ChunkKind,
-        body: &[u8],
-    ) -> Result<()> {
-        let sql = format!(
-            "INSERT INTO {}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, $4, $5)",
-            self.schema
-        );
-        client
-            .execute(&sql, &[&commit, &partition, &number, &kind.as_str(), &body])
-            .await
-            .map_err(Error::postgres("storing a chunk in the ledger"))?;
-        Ok(())
-    }
-
-    pub async fn insert_part(&self, client: &Client, part: &PartHead, facts: &PartFacts) -> Result<()> {
-        let sql = format!(
-            "INSERT INTO {}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, format, \
-               previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, output_key, letter_topic) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, $13, $14, $15, $16, $17, $18)",
-            self.schema
-        );
-        client
-            .execute(
-                &sql,
-                &[
-                    &part.commit_id,
-                    &self.cluster_id,
-                    &self.group_id,
-                    &self.topic_id,
-                    &part.partition,
-                    &part.from,
-                    &part.to,
-                    &part.format,
-                    &part.previous_metadata,
-                    &part.rows,
-                    &part.letters,
-                    &facts.outcomes.to_string(),
-                    &facts.triggered_at,
-                    &facts.sql_hash,
-                    &facts.sink_table,
-                    &part.output_topic,
-                    &part.output_key,
-                    &part.letter_topic,
-                ],
-            )
-            .await
-            .map_err(Error::postgres("storing a part in the ledger"))?;
-        Ok(())
-    }
-
-    /// Keeps a dead letter that no topic can take.
-    pub async fn insert_letter(
-        &self,
-        client: &Client,
-        partition: i32,
-        offset: i64,
-        facts: [&str; 4],
-        body: &[u8],
-    ) -> Result<()> {
-        let [topic, stage, path, reason] = facts;
-        let sql = format!(
-            "INSERT INTO {}.letters (cluster_id, group_id, topic_id, partition, \"offset\", topic, body, stage, path, reason) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-             ON CONFLICT (cluster_id, group_id, topic_id, partition, \"offset\") DO UPDATE \
-               SET topic = $6, body = $7, stage = $8, path = $9, reason = $10, created_at = now()",
-            self.schema
-        );
-        client
-            .execute(
-                &sql,
-                &[
-                    &self.cluster_id,
-                    &self.group_id,
-                    &self.topic_id,
-                    &partition,
-                    &offset,
-                    &topic,
-                    &body,
-                    &stage,
-                    &path,
-                    &reason,
-                ],
-            )
-            .await
-            .map_err(Error::postgres("keeping an over-size dead letter in the ledger"))?;
-        Ok(())
-    }
-
-    /// Deletes parts whose Kafka commit was seen.
-    pub async fn delete_parts(&self, client: &Client, commits: &[(Uuid, i32)]) -> Result<()> {
-        if commits.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<Uuid> = commits.iter().map(|commit| commit.0).collect();
-        let partitions: Vec<i32> = commits.iter().map(|commit| commit.1).collect();
-        for table in ["chunks", "parts"] {
-            let sql = format!(
-                "DELETE FROM {}.{table} USING unnest($1::uuid[], $2::int4[]) AS done(id, p) WHERE commit_id = id AND partition = p",
-                self.schema
-            );
-            client.execute(&sql, &[&ids, &partitions]).await.map_err(Error::postgres("deleting confirmed parts"))?;
-        }
-        Ok(())
-    }
-
-    /// Moves partitions forward and commits the open transaction, as one message: the row locks live no longer than that.
-    /// `steps` in ascending order of partitions.
-    ///
-    /// # Errors
-    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`] without SQLSTATE where the outcome
-    /// is unknown. The server answers COMMIT of a failed transaction with ROLLBACK and no error; it cannot come to that
-    /// here, because `advance` fails first, and with it the message.
-    pub async fn advance_and_commit(&self, client: &Client, steps: &[Step]) -> Result<()> {
-        let list = |item: &dyn Fn(&Step) -> String| steps.iter().map(item).collect::<Vec<_>>().join(",");
-        let sql = format!(
-            "SELECT {}.advance({PROTOCOL}, {}, {}, {}, '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', ARRAY[{}]::text[]); COMMIT",
-            self.schema,
-            literal(&self.cluster_id),
-            literal(&self.group_id),
-            literal(&self.topic_id),
-            list(&|step| step.partition.to_string()),
-            list(&|step| step.epoch.to_string()),
-            list(&|step| step.from.to_string()),
-            list(&|step| step.to.to_string()),
-            list(&|step| step.has_output.to_string()),
-            list(&|step| literal(&step.metadata)),
-        );
-        let mut reply = std::pin::pin!(client.simple_query(&sql));
-        // The first poll hands the message over.
-        let outcome = match futures::poll!(&mut reply) {
-            std::task::Poll::Ready(outcome) => outcome,
-            std::task::Poll::Pending => {
-                crate::step!("S6");
-                reply.await
-            }
-        };
-        outcome.map(drop).map_err(|error| match error.code().map(SqlState::code) {
-            Some("DB001") => Error::Claim { what: Error::postgres("advancing in the ledger")(error).to_string() },
-            _ => Error::postgres("committing to Postgres")(error),
-        })
-    }
-
     /// The claim is complete: nobody but us can write for these partitions any more.
     pub async fn settle(&self, client: &Client, epochs: &[(i32, i64)], ours: &[String]) -> Result<()> {
         self.set_owner(client, epochs, Some(ours)).await
@@ -552,12 +412,6 @@ impl Ledger {
 
 pub fn metadata(job: &str, epoch: i64, commit: Uuid) -> String {
     format!("{job};{epoch};{commit}")
-}
-
-/// A string literal that holds whatever `standard_conforming_strings` is.
-fn literal(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('\'', "''");
-    format!("E'{escaped}'")
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use datafusion::common::Result as EngineResult;
 use tokio_postgres::types::Type;
 
 use super::column::Loaded;
-use super::id;
 use super::index::{Key, Keys, NO_KEY, is_key_type};
 use super::table::LookupTable;
 use super::text::{Text, TextBuilder};
+use crate::id;
 
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 /// Postgres itself cannot send a longer value.

@@ -10,7 +10,6 @@
 mod bound;
 mod column;
 mod copy;
-mod id;
 mod index;
 mod join;
 #[cfg(test)]

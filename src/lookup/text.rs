@@ -18,7 +18,7 @@ use arrow::buffer::{Buffer, ScalarBuffer};
 use datafusion::common::hash_utils::RandomState;
 
 use super::NO_ROW;
-use super::id::{self, Id};
+use crate::id::{self, Id};
 
 type Cell = [u8; 16];
 

@@ -50,7 +50,7 @@ pub async fn take_over(site: &Site, picture: &Picture, ledger: Ledger) -> Result
     let mut source = Source::open(&config, 0, partitions)?;
     let group = assigned(&mut source, partitions).await?;
     let id = format!("{}.repair.{}", config.source.group_id, Uuid::new_v4());
-    let topics = setup::inspect_topics(&site.config).await?;
+    let topics = setup::inspect_topics(&site.config, setup::brokers(&site.config).await?).await?;
     let ledger = Arc::new(ledger);
     let claimant = Claimant {
         config: site.config.clone(),

@@ -20,7 +20,7 @@ use crate::encode::json::JsonRows;
 use crate::error::{Error, Result};
 use crate::kafka;
 use crate::ledger::replay;
-use crate::ledger::store::{ChunkKind, Ledger, PartHead};
+use crate::ledger::store::{self, ChunkKind, Ledger, PartHead};
 use crate::sink::table::TableShape;
 
 /// Bytes in one message of a COPY.
@@ -126,7 +126,7 @@ impl<'a> Compare<'a> {
         let mut rows = Rows::new(to);
         let reading = async {
             // Read over a connection of its own: this one is busy with the COPY.
-            let reader = crate::job::setup::connect(&self.site.config).await?;
+            let reader = store::connect(&self.site.config.postgres).await?;
             for part in parts {
                 replay::each_chunk(ledger, &reader, part, async |kind, batch| {
                     if kind == ChunkKind::Letters {

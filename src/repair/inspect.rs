@@ -14,7 +14,7 @@ use crate::ledger::claim::{read_group_offsets, watermarks};
 use crate::ledger::decide::{KafkaOffset, Seen};
 use crate::ledger::repairs::Row;
 use crate::ledger::replay;
-use crate::ledger::store::{Ledger, PartHead};
+use crate::ledger::store::{self, Ledger, PartHead};
 use crate::postgres::Connection;
 
 /// The servers, as long as the repair lasts.
@@ -33,7 +33,7 @@ impl Site {
     /// Where a server does not answer.
     pub async fn connect(config: Config) -> Result<Site> {
         let config = Arc::new(config);
-        let postgres = setup::connect(&config).await?;
+        let postgres = store::connect(&config.postgres).await?;
         let asked = config.clone();
         let (cluster_id, reader) = kafka::blocking(move || {
             let Brokers { cluster_id, .. } = setup::connect_kafka(&asked, kafka::CALL_TIMEOUT)?;

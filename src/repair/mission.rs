@@ -24,7 +24,7 @@ impl Mission {
         for query in &mission.files.lookups {
             tables.push(describe(&site.postgres, query).await?);
         }
-        let topics = setup::inspect_topics(config).await?;
+        let topics = setup::inspect_topics(config, setup::brokers(config).await?).await?;
         let engine = setup::compile(config, &mission, &LookupSet::new(tables), &shape, &topics).await?;
         Ok(Mission { shape, engine, hash: mission.files.hash() })
     }

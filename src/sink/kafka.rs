@@ -9,21 +9,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::bindings as ffi;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as RecordHeader, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 
 use crate::dead_letter::Letter;
 use crate::error::{Action, Error, Result};
 use crate::kafka;
 
-/// How long one wait for acknowledgements lasts before the next look: a commit must not wait for a tick of rust-rdkafka's
-/// own flush, which polls every 100 ms.
+/// How long a wait for room in a queue, or for reports, lasts before the next look.
 const ACK_POLL: Duration = Duration::from_millis(1);
+
+/// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
+const FLUSH_STEP: Duration = Duration::from_millis(20);
 
 /// How long one try of an abort lasts before reports are read again.
 const ABORT_STEP: Duration = Duration::from_millis(100);
@@ -152,18 +156,23 @@ impl Producer {
     /// # Errors
     /// The first record's that failed.
     pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
-        // Sends what lingers at once; its own wait is of no use here.
-        let _ = self.producer.flush(Duration::ZERO);
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(ACK_POLL);
+        loop {
+            // Nothing lingers while it waits, and it returns with the last acknowledgement. The wrapper's own flush asks for
+            // no wait at all, so what lingers goes on lingering, and polls every 100 ms.
+            // SAFETY: the client is alive for the whole call.
+            let left =
+                unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
+            let all = left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+            // A record that failed counts as on its way until its report is read.
+            self.producer.poll(if all { Duration::ZERO } else { ACK_POLL });
             self.producer.context().check("the transaction")?;
-            if self.has_given_up() || Instant::now() >= deadline {
+            if self.has_given_up() || (!all && Instant::now() >= deadline) {
                 return Ok(false);
             }
+            if all {
+                return Ok(true);
+            }
         }
-        self.producer.poll(Duration::ZERO);
-        self.producer.context().check("the transaction")?;
-        Ok(!self.has_given_up())
     }
 
     /// Adds offsets to the transaction under a membership captured by the polling thread.

@@ -20,6 +20,7 @@ use crate::encode::chunk;
 use crate::encode::copy::{self, CopyEncoder};
 use crate::error::{Error, Result};
 use crate::ledger::store::{ChunkKind, Ledger};
+use crate::postgres::Connection;
 
 /// Rows in one COPY and at most in one stored chunk: large enough that the statements around it cost nothing, small
 /// enough (some 10 MB of views and bytes) that a campaign with ten million subscribers needs no more memory than this.
@@ -46,7 +47,7 @@ pub struct Written {
 
 /// Writes one commit's pieces.
 pub struct Writer<'a> {
-    client: &'a Client,
+    client: &'a Connection,
     ledger: &'a Ledger,
     plan: &'a CopyPlan,
     copy: Statement,
@@ -61,14 +62,14 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// `partitions` names the partition of each part.
     pub async fn new(
-        client: &'a Client,
+        client: &'a Connection,
         ledger: &'a Ledger,
         plan: &'a CopyPlan,
         commit: Uuid,
         partitions: &'a [i32],
     ) -> Result<Writer<'a>> {
         let copy = client
-            .prepare(&plan.statement)
+            .prepared(&plan.statement)
             .await
             .map_err(Error::postgres(format!("preparing the COPY into {}", plan.table)))?;
         let written = vec![Written::default(); partitions.len()];
@@ -92,31 +93,39 @@ impl<'a> Writer<'a> {
     /// [`Error::Postgres`]; whether it is a refusal of the rows is for [`refusal`] to say.
     pub async fn write(mut self, mut inbox: mpsc::Receiver<Piece>) -> Result<(Vec<Written>, f64)> {
         let began = Instant::now();
+        let mut checked = false;
         let mut next = inbox.recv().await;
         while let Some(piece) = next {
-            match piece {
+            next = match piece {
                 Piece::Letters { part, letters } => {
-                    self.store(part, ChunkKind::Letters, &dead_letter::to_record_batch(&letters)?).await?;
+                    let batch = dead_letter::to_record_batch(&letters)?;
                     self.written[part].letters += letters.len() as i64;
-                    next = inbox.recv().await;
+                    let number = self.number(part);
+                    self.store(part, number, ChunkKind::Letters, &batch).await?;
+                    inbox.recv().await
                 }
-                Piece::Rows { part, batch, .. } => next = self.slice(part, batch, &mut inbox).await?,
-            }
+                Piece::Rows { part, batch, .. } => {
+                    let (copy, next) = self.copy(part, batch, &mut inbox).await?;
+                    // The end of everything is known here unless the slice was full.
+                    checked = next.is_none() && self.slice_rows < SLICE_ROWS;
+                    self.end_slice(copy, checked).await?;
+                    if checked || next.is_some() { next } else { inbox.recv().await }
+                }
+            };
         }
-        self.client
-            .batch_execute("SET CONSTRAINTS ALL IMMEDIATE")
-            .await
-            .map_err(Error::postgres(format!("checking the constraints of {}", self.plan.table)))?;
+        if !checked {
+            self.check_constraints().await?;
+        }
         Ok((self.written, began.elapsed().as_secs_f64()))
     }
 
     /// One COPY: this batch and those after it, until the slice is full or something else comes, which is returned.
-    async fn slice(
+    async fn copy(
         &mut self,
         part: usize,
         batch: RecordBatch,
         inbox: &mut mpsc::Receiver<Piece>,
-    ) -> Result<Option<Piece>> {
+    ) -> Result<(Copy, Option<Piece>)> {
         let mut copy = Copy::begin(self.client, &self.copy, self.plan).await?;
         let mut next = Some(Piece::Rows { part, batch, messages: None });
         while let Some(Piece::Rows { part, batch, .. }) = next {
@@ -127,48 +136,60 @@ impl<'a> Writer<'a> {
                 self.started = true;
                 crate::step!("S3");
             }
-            if self.slice_rows >= SLICE_ROWS {
-                next = None;
-                break;
-            }
-            next = inbox.recv().await;
+            next = if self.slice_rows < SLICE_ROWS { inbox.recv().await } else { None };
         }
-        let copied = copy.finish().await?;
-        self.end_slice(copied).await?;
-        Ok(match next {
-            None => inbox.recv().await,
-            other => other,
-        })
+        Ok((copy, next))
     }
 
-    async fn end_slice(&mut self, copied: u64) -> Result<()> {
-        if copied != self.slice_rows as u64 {
+    /// Ends a COPY and stores its rows, and checks constraints where it is the last: sent one after the other, without
+    /// waiting for answers in between. Chunks are packed while Postgres takes what is left of the rows.
+    async fn end_slice(&mut self, copy: Copy, last: bool) -> Result<()> {
+        let (slice, rows) = (std::mem::take(&mut self.slice), std::mem::take(&mut self.slice_rows));
+        let mut chunks = Vec::new();
+        for run in slice.chunk_by(|a, b| a.0 == b.0) {
+            let part = run[0].0;
+            self.written[part].rows += run.iter().map(|(_, batch)| batch.num_rows() as i64).sum::<i64>();
+            chunks.push((part, self.number(part), run));
+        }
+        let store = chunks.iter().map(async |(part, number, run)| {
+            let schema = run[0].1.schema();
+            let rows = concat_batches(&schema, run.iter().map(|(_, batch)| batch))
+                .map_err(|error| Error::engine("gathering a stored chunk")(error.into()))?;
+            self.store(*part, *number, ChunkKind::Rows, &rows).await
+        });
+        let store = futures::future::try_join_all(store);
+        let check = async { if last { self.check_constraints().await } else { Ok(()) } };
+        // Polled in this order: of several errors the first is the cause.
+        let (copied, _, ()) = futures::try_join!(copy.finish(), store, check)?;
+        if copied != rows as u64 {
             return Err(Error::Halt {
-                what: format!("Postgres copied {copied} rows of {} into {}", self.slice_rows, self.plan.table),
+                what: format!("Postgres copied {copied} rows of {rows} into {}", self.plan.table),
                 remedy:
                     "a trigger or rule of the table swallows rows: the two sinks would differ. Remove it, or write to \
                          another table"
                         .into(),
             });
         }
-        let slice = std::mem::take(&mut self.slice);
-        self.slice_rows = 0;
-        for run in slice.chunk_by(|a, b| a.0 == b.0) {
-            let part = run[0].0;
-            let schema = run[0].1.schema();
-            let rows = concat_batches(&schema, run.iter().map(|(_, batch)| batch))
-                .map_err(|error| Error::engine("gathering a stored chunk")(error.into()))?;
-            self.written[part].rows += rows.num_rows() as i64;
-            self.store(part, ChunkKind::Rows, &rows).await?;
-        }
         crate::step!("S4");
         Ok(())
     }
 
-    async fn store(&mut self, part: usize, kind: ChunkKind, batch: &RecordBatch) -> Result<()> {
-        let body = chunk::pack(batch)?;
+    async fn check_constraints(&self) -> Result<()> {
+        self.client
+            .batch_execute("SET CONSTRAINTS ALL IMMEDIATE")
+            .await
+            .map_err(Error::postgres(format!("checking the constraints of {}", self.plan.table)))
+    }
+
+    /// The number of the part's next chunk.
+    fn number(&mut self, part: usize) -> i32 {
         let number = self.written[part].chunks;
         self.written[part].chunks += 1;
+        number
+    }
+
+    async fn store(&self, part: usize, number: i32, kind: ChunkKind, batch: &RecordBatch) -> Result<()> {
+        let body = chunk::pack(batch)?;
         self.ledger.insert_chunk(self.client, self.commit, self.partitions[part], number, kind, &body).await
     }
 }

@@ -2,7 +2,7 @@
 //! them away one by one and shows that these tests, or those of the steps and faults, notice.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use dinnerbell::error::{Action, Error, Result};
 use dinnerbell::kafka::GroupMetadata;
@@ -13,7 +13,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
 
 use crate::support::{
-    Campaign, Job, Load, Message, Stack, alter_topic, block_on, client, connect, restaurant, stop, wait_until,
+    Campaign, Job, Load, Match, Message, Stack, alter_topic, api, block_on, client, connect, restaurant, stop,
+    wait_until,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -283,24 +284,42 @@ fn nothing_is_committed_before_kafka_has_acknowledged_it() {
 }
 
 /// Postgres is first: where it fails at the last moment, Kafka has nothing yet either.
-#[cfg(feature = "failpoints")]
 #[test]
 fn what_postgres_did_not_commit_is_not_in_kafka() {
-    let stack = Stack::new("postgres_first");
+    let (stack, network) = Stack::behind_proxies("postgres_first");
     LOAD.subscribe(&stack);
     LOAD.produce(&stack, 0..20);
-    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S5=1*sleep(5000)")]);
-    let at_s5 = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND state = 'idle in transaction' AND query LIKE 'SET CONSTRAINTS%'";
-    wait_until("all is written and nothing committed", PATIENCE, || stack.number(at_s5) == 1);
+    let commit = network.postgres.hold(Match::postgres(".advance("));
+    let job = Job::spawn(&stack, &["run"]);
+    wait_until("all is written and nothing committed", PATIENCE, || commit.injected() == 1);
     assert!(stack.kill_sessions() > 0);
-    wait_until("all rows", PATIENCE, || {
-        assert!(job.is_running(), "the job has ended: {}", job.stderr());
-        LOAD.is_in_postgres(&stack, 20)
-    });
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    commit.release();
+    LOAD.arrives(&stack, 20);
+    stop(job);
     LOAD.verify(&stack, 20);
+}
+
+/// Kafka's commits come in the order of Postgres's: the next one does not begin before the last one has ended.
+#[test]
+fn the_next_commit_waits_for_the_end_of_the_last() {
+    const HELD: Duration = Duration::from_secs(3);
+    let (stack, network) = Stack::behind_proxies("in_order");
+    LOAD.subscribe(&stack);
+    let job = Job::spawn(&stack, &["run"]);
+    LOAD.produce(&stack, 0..1);
+    LOAD.arrives(&stack, 1);
+    let armed = SystemTime::now();
+    let end = network.kafka.delay(Match::kafka(api::END_TXN), HELD);
+    LOAD.produce(&stack, 1..2);
+    wait_until("the end of a transaction is held", PATIENCE, || end.injected() == 1);
+    LOAD.produce(&stack, 2..3);
+    LOAD.arrives(&stack, 3);
+    // `now()` of the transaction that has advanced last is the time of its BEGIN.
+    let begun = stack.number("SELECT (extract(epoch FROM max(updated_at)) * 1e6)::int8 FROM dinnerbell.progress");
+    let ended = (armed + HELD).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as i64;
+    assert!(begun >= ended, "the next commit began {} us before the last one had ended", ended - begun);
+    stop(job);
+    LOAD.verify(&stack, 3);
 }
 
 /// A trigger of the table that swallows rows would make the sinks differ in silence.

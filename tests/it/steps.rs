@@ -67,7 +67,7 @@ fn s10_after_kafka() {
 
 #[test]
 fn s11_parts_deleted() {
-    in_a_commit("S11", [Match::postgres(".chunks USING"), Match::postgres(".parts USING")]);
+    in_a_commit("S11", [Match::postgres("WITH gone AS"), Match::postgres("WITH gone AS").nth(2)]);
 }
 
 #[test]

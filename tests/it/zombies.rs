@@ -25,7 +25,7 @@ fn stopped_between_the_two_commits() {
 /// As before, with the zombie's offsets in its transaction as well.
 #[test]
 fn stopped_before_the_commit_to_kafka() {
-    comes_back("S8", |stack, campaigns| LOAD.is_in_postgres(stack, campaigns));
+    comes_back("S9", |stack, campaigns| LOAD.is_in_postgres(stack, campaigns));
 }
 
 /// What it has read of the ledger is older than what it reads of Kafka then.

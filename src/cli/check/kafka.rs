@@ -68,7 +68,7 @@ fn topics(config: &Config) -> [Topic; 3] {
 /// The topic's id and number of partitions, once it is sure that the job may use it.
 fn look(brokers: &Brokers, topic: &str, is_source: bool) -> Result<(String, i32)> {
     let client = if is_source { &brokers.source } else { &brokers.sink };
-    let client = rdkafka::consumer::Consumer::client(client);
+    let client = rdkafka::consumer::Consumer::client(client.as_ref());
     let partitions = kafka::partition_count(client, topic)?;
     let facts = kafka::describe_topic(client, topic, true)?;
     let (may, right) = if is_source { (facts.may_read, "READ") } else { (facts.may_write, "WRITE") };

@@ -13,7 +13,7 @@ use crate::config::{Config, Start, quote_identifier};
 use crate::error::{Error, Result};
 use crate::job::setup::{self, Mission};
 use crate::kafka;
-use crate::ledger::store::Ledger;
+use crate::ledger::store::{self, Ledger};
 use crate::lookup::{self, LookupSet};
 use crate::postgres::Connection;
 use crate::sink::table::{self, TableShape};
@@ -22,7 +22,7 @@ use crate::sink::table::{self, TableShape};
 const OLDEST_VERSION: i32 = 13;
 
 pub async fn connect(report: &mut Report, config: &Config) -> Option<Connection> {
-    let Some(connection) = report.take("Postgres", setup::connect(config).await) else {
+    let Some(connection) = report.take("Postgres", store::connect(&config.postgres).await) else {
         report.skip("sink table", "no answer from Postgres");
         return None;
     };

@@ -10,9 +10,22 @@ use crate::encode::copy::CopyEncoder;
 use crate::encode::json::JsonRows;
 use crate::encode::samples;
 
+fn compacted(batch: &RecordBatch) -> RecordBatch {
+    let columns = batch.columns().iter().map(|column| compact(column).unwrap()).collect();
+    RecordBatch::try_new(batch.schema(), columns).unwrap()
+}
+
+/// The stream of a chunk of the first format, column by column as they are.
 fn ipc(batch: &RecordBatch) -> Vec<u8> {
     let mut out = Vec::new();
-    write(&compact(batch).unwrap(), &mut out).unwrap();
+    write(&compacted(batch), &mut out).unwrap();
+    out
+}
+
+/// The stream of a chunk of the present format.
+fn thin_ipc(batch: &RecordBatch) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&thin::thin(batch).unwrap(), &mut out).unwrap();
     out
 }
 
@@ -29,7 +42,7 @@ fn a_slice_of_a_join_holds_its_own_bytes_once() {
     // 3 campaigns x 20,000 clients; the buffers behind any slice are those of all clients, 720 kB.
     let batch = samples::fan_out(3, 20_000);
     let slice = batch.slice(19_990, 20);
-    let compacted = compact(&slice).unwrap();
+    let compacted = compacted(&slice);
     let bytes = |column: usize| -> usize {
         compacted.column(column).as_string_view().data_buffers().iter().map(|buffer| buffer.len()).sum()
     };
@@ -38,6 +51,59 @@ fn a_slice_of_a_join_holds_its_own_bytes_once() {
     assert_eq!(compacted, slice);
     assert!(ipc(&slice).len() < 8 << 10, "{}", ipc(&slice).len());
     assert_eq!(unpack(&pack(&slice).unwrap()).unwrap(), slice);
+}
+
+#[test]
+fn what_repeats_is_stored_once_and_ids_in_sixteen_bytes() {
+    let batch = samples::fan_out(3, 20_000);
+    let thin = thin::thin(&batch).unwrap();
+    let types: Vec<String> = thin.columns().iter().map(|column| column.data_type().to_string()).collect();
+    assert_eq!(types[2], "Binary");
+    assert!([0, 1, 3].into_iter().all(|column| types[column].starts_with("RunEndEncoded")), "{types:?}");
+    let ids = thin.column(2).as_binary::<i32>();
+    assert_eq!(ids.values().len(), 60_000 * 17);
+    assert_eq!(unpack(&pack(&batch).unwrap()).unwrap(), batch);
+}
+
+/// What looks like an id and is none keeps its letters.
+#[test]
+fn odd_ids_come_back_as_they_were() {
+    let odd = [
+        Some("0123E456-789a-bcde-f012-3456789abcde"),
+        Some("0123e456-789a-bcde-f012-3456789abcde"),
+        Some("0123е456-789a-bcde-f012-3456789abcd"),
+        Some("0123e456789abcdef0123456789abcde"),
+        Some("{0123e456-789a-bcde-f012-3456789abcde}"),
+        Some(""),
+        None,
+        Some("\u{1}0123456789abcdef"),
+    ];
+    let batch = RecordBatch::try_from_iter([("id", Arc::new(StringViewArray::from_iter(odd)) as ArrayRef)]).unwrap();
+    assert_eq!(thin::thin(&batch).unwrap().column(0).data_type(), &DataType::Binary);
+    assert_eq!(unpack(&pack(&batch).unwrap()).unwrap(), batch);
+}
+
+/// A chunk that an older binary has stored.
+#[test]
+fn chunks_of_the_first_format_are_read() {
+    for batch in [samples::fan_out(3, 50), samples::fan_out(1, 1), samples::fan_out(0, 0)] {
+        assert_eq!(unpack(&with_checksum(&ipc(&batch))).unwrap(), batch);
+    }
+}
+
+/// A few bytes that claim to be a run of two billion rows.
+#[test]
+fn claimed_runs_are_not_believed() {
+    let rows = i32::MAX;
+    let runs = arrow::array::RunArray::<arrow::datatypes::Int32Type>::try_new(
+        &Int32Array::from(vec![rows]),
+        &Int32Array::from(vec![7]),
+    );
+    let batch = RecordBatch::try_from_iter([("n", Arc::new(runs.unwrap()) as ArrayRef)]).unwrap();
+    let mut stream = Vec::new();
+    write(&batch, &mut stream).unwrap();
+    let told = unpack(&with_checksum(&stream)).unwrap_err().to_string();
+    assert!(told.contains("2147483647 rows in a few bytes"), "{told}");
 }
 
 #[test]
@@ -51,7 +117,7 @@ fn views_that_take_turns_are_copied_once_each() {
     let views: Vec<u128> = (0..1000).map(|row| whole.views()[row % 2]).collect();
     let array = StringViewArray::try_new(views.into(), whole.data_buffers().to_vec(), None).unwrap();
     let batch = RecordBatch::try_from_iter([("t", Arc::new(array) as ArrayRef)]).unwrap();
-    let compacted = compact(&batch).unwrap();
+    let compacted = compacted(&batch);
     assert_eq!(compacted.column(0).as_string_view().data_buffers()[0].len(), 26 + 27);
     assert_eq!(compacted, batch);
 }
@@ -94,6 +160,16 @@ proptest! {
         // By text: NaN is not equal to itself.
         prop_assert_eq!(format!("{:?}", back.columns()), format!("{:?}", slice.columns()));
         prop_assert_eq!(sinks(&back), sinks(&slice));
+    }
+
+    #[test]
+    fn fan_outs_round_trip(campaigns in 0..5usize, clients in 0..40usize, from in any::<Index>(), to in any::<Index>()) {
+        let batch = samples::fan_out(campaigns, clients);
+        let (from, to) = (from.index(batch.num_rows() + 1), to.index(batch.num_rows() + 1));
+        let slice = batch.slice(from.min(to), from.abs_diff(to));
+        let back = unpack(&pack(&slice).unwrap()).unwrap();
+        prop_assert_eq!(sinks(&back), sinks(&slice));
+        prop_assert_eq!(back, slice);
     }
 
     #[test]
@@ -144,15 +220,19 @@ fn the_fuzzers_corpus() {
     let letters = crate::dead_letter::to_record_batch(&letters).unwrap();
     let words: DictionaryArray<Int32Type> = vec![Some("a"), None, Some("b")].into_iter().collect();
     let words = RecordBatch::try_from_iter([("word", Arc::new(words) as ArrayRef)]).unwrap();
-    let seeds = [("rows", samples::fan_out(2, 3)), ("letters", letters), ("words", words)];
+    let seeds =
+        [("rows", samples::fan_out(2, 3)), ("runs", samples::fan_out(2, 8)), ("letters", letters), ("words", words)];
     for (name, batch) in &seeds {
-        let (chunk, stream) = (folder.join(format!("{name}.chunk")), folder.join(format!("{name}.ipc")));
+        let [chunk, thin, stream] = ["chunk", "thin.ipc", "ipc"].map(|kind| folder.join(format!("{name}.{kind}")));
         if std::env::var_os("UPDATE_FUZZ_SEEDS").is_some() {
             std::fs::write(&chunk, pack(batch).unwrap()).unwrap();
+            std::fs::write(&thin, thin_ipc(batch)).unwrap();
             std::fs::write(&stream, ipc(batch)).unwrap();
         }
         assert_eq!(unpack(&std::fs::read(chunk).unwrap()).unwrap(), *batch);
-        assert_eq!(unpack(&with_checksum(&std::fs::read(stream).unwrap())).unwrap(), *batch);
+        for stream in [thin, stream] {
+            assert_eq!(unpack(&with_checksum(&std::fs::read(stream).unwrap())).unwrap(), *batch);
+        }
     }
     for file in std::fs::read_dir(folder).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
@@ -172,7 +252,7 @@ proptest! {
     /// Damage with a checksum that is right: made by another hand. Arrow panics on some of it.
     #[test]
     fn forged_streams_are_errors_or_batches(changes in proptest::collection::vec((any::<Index>(), any::<u8>()), 1..6)) {
-        let mut bytes = ipc(&samples::fan_out(1, 2));
+        let mut bytes = thin_ipc(&samples::fan_out(1, 8));
         for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;

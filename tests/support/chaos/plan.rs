@@ -34,7 +34,7 @@ struct Step {
 }
 
 /// A death at these leaves a stored part that the next claim has to send again.
-const LEAVE_A_PART: [&str; 4] = ["S7", "S8", "S15", "S15.chunk"];
+const LEAVE_A_PART: [&str; 4] = ["S7", "S9", "S15", "S15.chunk"];
 const NEED_A_PART: [&str; 2] = ["S15", "S15.chunk"];
 
 /// An armed replica that has not come to its step by then is killed where it is.

@@ -4,16 +4,16 @@
 //! alphabets or a missing hyphen do not.
 
 /// Length of the text.
-pub(super) const TEXT_LEN: usize = 36;
+pub(crate) const TEXT_LEN: usize = 36;
 
-pub(super) type Id = [u8; 16];
-pub(super) type IdText = [u8; TEXT_LEN];
+pub(crate) type Id = [u8; 16];
+pub(crate) type IdText = [u8; TEXT_LEN];
 
 /// Where the hexadecimal digits stand in the text: by four bytes of the id, two places of four digits.
 const DIGITS: [[usize; 2]; 4] = [[0, 4], [9, 14], [19, 24], [28, 32]];
 
 /// The id that prints as `text`, if there is one.
-pub(super) fn parse(text: &[u8]) -> Option<Id> {
+pub(crate) fn parse(text: &[u8]) -> Option<Id> {
     let text: &IdText = text.try_into().ok()?;
     let four = |at: usize| u64::from(u32::from_le_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]));
     let mut id = Id::default();
@@ -24,7 +24,7 @@ pub(super) fn parse(text: &[u8]) -> Option<Id> {
     (print(id) == *text).then_some(id)
 }
 
-pub(super) fn print(id: Id) -> IdText {
+pub(crate) fn print(id: Id) -> IdText {
     let mut text = [b'-'; TEXT_LEN];
     for (bytes, [first, second]) in id.chunks_exact(4).zip(DIGITS) {
         let digits = digits_of([bytes[0], bytes[1], bytes[2], bytes[3]]);

@@ -1,0 +1,169 @@
+//! What a commit writes into the ledger, in the statements' order.
+
+use std::task::Poll;
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::store::{ChunkKind, Ledger, PROTOCOL, PartFacts, PartHead, Step};
+use crate::error::{Error, Result};
+use crate::postgres::Connection;
+
+impl Ledger {
+    /// Opens the transaction of a commit, in which `confirmed` parts go first: one round trip for both.
+    pub async fn begin(&self, client: &Connection, confirmed: &[(Uuid, i32)]) -> Result<()> {
+        let begin =
+            async { client.batch_execute("BEGIN").await.map_err(Error::postgres("beginning a Postgres transaction")) };
+        // Polled in this order, and sent in the order of the first polls.
+        futures::try_join!(begin, self.delete_parts(client, confirmed)).map(drop)
+    }
+
+    /// Deletes parts whose Kafka commit was seen.
+    pub async fn delete_parts(&self, client: &Connection, commits: &[(Uuid, i32)]) -> Result<()> {
+        let sql = format!(
+            "WITH gone AS (DELETE FROM {0}.chunks WHERE commit_id = $1 AND partition = ANY($2)) \
+             DELETE FROM {0}.parts WHERE commit_id = $1 AND partition = ANY($2)",
+            self.schema
+        );
+        // All of one commit, but for those that were found at a claim.
+        for parts in commits.chunk_by(|a, b| a.0 == b.0) {
+            let partitions: Vec<i32> = parts.iter().map(|part| part.1).collect();
+            let deleted = async { client.execute(&client.prepared(&sql).await?, &[&parts[0].0, &partitions]).await };
+            deleted.await.map_err(Error::postgres("deleting confirmed parts"))?;
+        }
+        Ok(())
+    }
+
+    pub async fn insert_chunk(
+        &self,
+        client: &Connection,
+        commit: Uuid,
+        partition: i32,
+        number: i32,
+        kind: ChunkKind,
+        body: &[u8],
+    ) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO {}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, $4, $5)",
+            self.schema
+        );
+        let values: [&(dyn ToSql + Sync); 5] = [&commit, &partition, &number, &kind.as_str(), &body];
+        let stored = async { client.execute(&client.prepared(&sql).await?, &values).await };
+        stored.await.map(drop).map_err(Error::postgres("storing a chunk in the ledger"))
+    }
+
+    pub async fn insert_part(&self, client: &Connection, part: &PartHead, facts: &PartFacts) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO {}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, format, \
+               previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, output_key, letter_topic) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, $13, $14, $15, $16, $17, $18)",
+            self.schema
+        );
+        let outcomes = facts.outcomes.to_string();
+        let values: [&(dyn ToSql + Sync); 18] = [
+            &part.commit_id,
+            &self.cluster_id,
+            &self.group_id,
+            &self.topic_id,
+            &part.partition,
+            &part.from,
+            &part.to,
+            &part.format,
+            &part.previous_metadata,
+            &part.rows,
+            &part.letters,
+            &outcomes,
+            &facts.triggered_at,
+            &facts.sql_hash,
+            &facts.sink_table,
+            &part.output_topic,
+            &part.output_key,
+            &part.letter_topic,
+        ];
+        let stored = async { client.execute(&client.prepared(&sql).await?, &values).await };
+        stored.await.map(drop).map_err(Error::postgres("storing a part in the ledger"))
+    }
+
+    /// Keeps a dead letter that no topic can take.
+    pub async fn insert_letter(
+        &self,
+        client: &Client,
+        partition: i32,
+        offset: i64,
+        facts: [&str; 4],
+        body: &[u8],
+    ) -> Result<()> {
+        let [topic, stage, path, reason] = facts;
+        let sql = format!(
+            "INSERT INTO {}.letters (cluster_id, group_id, topic_id, partition, \"offset\", topic, body, stage, path, reason) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             ON CONFLICT (cluster_id, group_id, topic_id, partition, \"offset\") DO UPDATE \
+               SET topic = $6, body = $7, stage = $8, path = $9, reason = $10, created_at = now()",
+            self.schema
+        );
+        client
+            .execute(
+                &sql,
+                &[
+                    &self.cluster_id,
+                    &self.group_id,
+                    &self.topic_id,
+                    &partition,
+                    &offset,
+                    &topic,
+                    &body,
+                    &stage,
+                    &path,
+                    &reason,
+                ],
+            )
+            .await
+            .map_err(Error::postgres("keeping an over-size dead letter in the ledger"))?;
+        Ok(())
+    }
+
+    /// Moves partitions forward and commits the open transaction, as one message: the row locks live no longer than that.
+    /// `steps` in ascending order of partitions.
+    ///
+    /// # Errors
+    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`] without SQLSTATE where the outcome
+    /// is unknown. The server answers COMMIT of a failed transaction with ROLLBACK and no error; it cannot come to that
+    /// here, because `advance` fails first, and with it the message.
+    pub async fn advance_and_commit(&self, client: &Client, steps: &[Step]) -> Result<()> {
+        let list = |item: &dyn Fn(&Step) -> String| steps.iter().map(item).collect::<Vec<_>>().join(",");
+        let sql = format!(
+            "SELECT {}.advance({PROTOCOL}, {}, {}, {}, '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', ARRAY[{}]::text[]); COMMIT",
+            self.schema,
+            literal(&self.cluster_id),
+            literal(&self.group_id),
+            literal(&self.topic_id),
+            list(&|step| step.partition.to_string()),
+            list(&|step| step.epoch.to_string()),
+            list(&|step| step.from.to_string()),
+            list(&|step| step.to.to_string()),
+            list(&|step| step.has_output.to_string()),
+            list(&|step| literal(&step.metadata)),
+        );
+        let mut reply = std::pin::pin!(client.simple_query(&sql));
+        // The first poll hands the message over.
+        let outcome = match futures::poll!(&mut reply) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                crate::step!("S6");
+                reply.await
+            }
+        };
+        outcome.map(drop).map_err(|error| match error.code().map(SqlState::code) {
+            Some("DB001") => Error::Claim { what: Error::postgres("advancing in the ledger")(error).to_string() },
+            _ => Error::postgres("committing to Postgres")(error),
+        })
+    }
+}
+
+/// A string literal that holds whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{escaped}'")
+}
