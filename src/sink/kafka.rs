@@ -3,6 +3,8 @@
 //! Every call blocks; async callers go through [`kafka::blocking`]. A producer that is dropped in the middle of a
 //! transaction leaves it open: the next `init_transactions` of the same transactional id aborts it at once.
 
+mod batch;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,11 @@
 //! Output rows as Kafka records: the same code for rows that were just made and for stored ones.
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Schema};
+use std::borrow::Cow;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::Schema;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::common::DataFusionError;
 
 use super::kafka::{Destination, Producer};
 use crate::encode::json::JsonRows;
@@ -55,19 +58,18 @@ impl RowProducer {
         self.buffer.clear();
         self.ends.clear();
         self.rows.encode(piece, &mut self.buffer, &mut self.ends)?;
-        let keys = self.key.map(|index| Keys::of(piece.column(index))).transpose()?;
-        let mut start = 0;
-        for (row, &end) in self.ends.iter().enumerate() {
-            let value = &self.buffer[start..end];
-            start = end;
-            let key = keys.as_ref().and_then(|keys| keys.get(row));
-            if self.to.fits(key.as_deref(), Some(value), 0) {
-                producer.produce(&self.to.topic, key.as_deref(), Some(value), None)?;
+        let keys = self.key.map(|index| keys(piece.column(index))).transpose()?;
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let mut records = Vec::with_capacity(self.ends.len());
+        for (row, (start, &end)) in starts.zip(&self.ends).enumerate() {
+            let (key, value) = (keys.as_ref().and_then(|keys| keys[row].as_deref()), &self.buffer[start..end]);
+            if self.to.fits(key, Some(value), 0) {
+                records.push((key, value));
             } else {
                 too_large.push(before + row);
             }
         }
-        Ok(())
+        producer.produce_all(&self.to.topic, records)
     }
 }
 
@@ -81,28 +83,12 @@ fn no_such_key(schema: &Schema, name: &str) -> Error {
 }
 
 /// Key bytes by row: text as it is, other types as SQL would print them. A null value gives a null key.
-enum Keys<'a> {
-    Text(&'a arrow::array::StringViewArray),
-    Printed(ArrayFormatter<'a>, &'a dyn Array),
-}
-
-impl<'a> Keys<'a> {
-    fn of(column: &'a arrow::array::ArrayRef) -> Result<Keys<'a>> {
-        if column.data_type() == &DataType::Utf8View {
-            return Ok(Keys::Text(column.as_string_view()));
-        }
-        let formatter = ArrayFormatter::try_new(column.as_ref(), &FormatOptions::new()).map_err(|error| {
-            Error::engine("printing the record key")(datafusion::error::DataFusionError::from(error))
-        })?;
-        Ok(Keys::Printed(formatter, column.as_ref()))
+fn keys(column: &ArrayRef) -> Result<Vec<Option<Cow<'_, [u8]>>>> {
+    if let Some(texts) = column.as_string_view_opt() {
+        return Ok(texts.iter().map(|text| text.map(|text| text.as_bytes().into())).collect());
     }
-
-    fn get(&self, row: usize) -> Option<std::borrow::Cow<'_, [u8]>> {
-        match self {
-            Keys::Text(texts) => texts.is_valid(row).then(|| texts.value(row).as_bytes().into()),
-            Keys::Printed(formatter, column) => {
-                column.is_valid(row).then(|| formatter.value(row).to_string().into_bytes().into())
-            }
-        }
-    }
+    let formatter = ArrayFormatter::try_new(column.as_ref(), &FormatOptions::new())
+        .map_err(|error| Error::engine("printing the record key")(DataFusionError::from(error)))?;
+    let key = |row| column.is_valid(row).then(|| formatter.value(row).to_string().into_bytes().into());
+    Ok((0..column.len()).map(key).collect())
 }
