@@ -109,12 +109,13 @@ impl ConsumerContext for Asker {}
 /// # Errors
 /// The call's own, or [`Error::Halt`] if it panicked.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(call).await.unwrap_or_else(|failure| {
-        Err(Error::Halt {
-            what: format!("a Kafka call ended abnormally: {failure}"),
-            remedy: "please report it".into(),
-        })
-    })
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(abnormal)
+}
+
+/// What a thread's panic comes to.
+pub fn abnormal<T>(failure: tokio::task::JoinError) -> Result<T> {
+    let what = format!("a Kafka call ended abnormally: {failure}");
+    Err(Error::Halt { what, remedy: "please report it".into() })
 }
 
 /// The cluster's own id, which tells two clusters apart behind equal or changing addresses.

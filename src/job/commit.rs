@@ -1,23 +1,22 @@
 //! One commit: the micro-batches of one cycle, made durable together. One Postgres transaction, then one of Kafka.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use tokio::task::JoinHandle;
 
 use super::engine::Engine;
 use super::output::{Output, PartResult, Work};
 use super::refusal;
 use super::stream::{Ready, Transaction};
-use crate::dead_letter::{Reject, Stage, to_record_batch};
-use crate::encode::chunk;
+use crate::dead_letter::{Reject, Stage};
 use crate::error::{Error, Result};
 use crate::kafka;
-use crate::ledger::claim::{Held, Tenure, offsets_of};
+use crate::ledger::claim::{Tenure, offsets_of};
 use crate::ledger::replay;
-use crate::ledger::store::{PART_FORMAT, PartFacts, PartHead, Step};
 use crate::lookup::LookupSet;
-use crate::sink::postgres::Written;
+use crate::sink::kafka::OffsetCommit;
 use crate::source::Cycle;
 use crate::telemetry::metrics::{self, BatchStage, Server};
 
@@ -120,7 +119,7 @@ async fn attempt(
     now: DateTime<Utc>,
     lookups: &LookupSet,
 ) -> Result<Attempt> {
-    let transaction = Transaction::new(engine, tenure, works);
+    let transaction = Transaction::new(engine, tenure);
     let columns = engine.columns.clone();
     let mut output = Output::new(engine, works, now, lookups);
     let first = match output.next().await {
@@ -165,123 +164,54 @@ async fn attempt(
             return Ok(if refused.is_empty() { Attempt::RowRefused(stage, why) } else { Attempt::Refused(refused) });
         }
     };
-    transaction.commit(tenure, works, now, ready, &results).await?;
+    transaction.commit(tenure, ready).await?;
     Ok(Attempt::Done(results))
 }
 
 impl Transaction {
     /// Postgres, then Kafka. Past the first COMMIT there is no way back: what fails after it is sent again from the ledger
     /// by the next claim.
-    async fn commit(
-        &self,
-        tenure: &mut Tenure,
-        works: &[Work],
-        now: DateTime<Utc>,
-        ready: Ready,
-        results: &[PartResult],
-    ) -> Result<()> {
-        let (steps, parts) = self.store(tenure, works, now, &ready.written, results).await?;
+    async fn commit(&self, tenure: &mut Tenure, ready: Ready) -> Result<()> {
+        let Ready { steps, parts, rows, late, .. } = ready;
+        let offsets = offsets_of(&steps);
+        // Beside the COMMIT in Postgres: nothing of Kafka's transaction counts before its end.
+        let sending = (!late).then(|| self.send_offsets(tenure, offsets.clone()));
         tenure.ledger.advance_and_commit(&tenure.postgres, &steps).await?;
         crate::step!("S7");
         tenure.confirmed.clear();
         tenure.advanced(&steps);
-        if ready.late {
-            tracing::warn!("Kafka was too slow for one transaction; the batch is sent again from the ledger");
-            self.abort_kafka().await?;
-            replay::emit(
-                &tenure.ledger,
-                &tenure.postgres,
-                self.producer.clone(),
-                &parts,
-                offsets_of(&steps),
-                tenure.group.clone(),
-            )
-            .await?;
-        } else {
+        if let Some(sending) = sending {
+            sending.await.unwrap_or_else(kafka::abnormal)?;
             let producer = self.producer.clone();
             kafka::blocking(move || {
                 crate::step!("S9");
                 producer.commit()
             })
             .await?;
+        } else {
+            tracing::warn!("Kafka was too slow for one transaction; the batch is sent again from the ledger");
+            self.abort_kafka().await?;
+            let (ledger, producer, group) = (&tenure.ledger, self.producer.clone(), tenure.group.clone());
+            replay::emit(ledger, &tenure.postgres, producer, &parts, offsets, group).await?;
         }
         crate::step!("S10");
         tenure.confirmed = parts.iter().map(|part| (part.commit_id, part.partition)).collect();
         tenure.take_turns();
         metrics::commit();
-        let rows = ready.written.iter().map(|written| written.rows).sum::<i64>() as u64;
         metrics::rows(Server::Postgres, rows);
         metrics::rows(Server::Kafka, rows);
         Ok(())
     }
 
-    /// Writes the parts' heads and the letters that fit nowhere else; says how far each partition goes.
-    async fn store(
-        &self,
-        tenure: &Tenure,
-        works: &[Work],
-        now: DateTime<Utc>,
-        written: &[Written],
-        results: &[PartResult],
-    ) -> Result<(Vec<Step>, Vec<PartHead>)> {
-        let (ledger, postgres) = (&tenure.ledger, &tenure.postgres);
-        let mut steps = Vec::new();
-        let mut parts = Vec::new();
-        for ((work, written), result) in works.iter().zip(written).zip(results) {
-            let Some(held) = tenure.held.get(&work.partition) else { continue };
-            let has_output = written.rows + written.letters > 0;
-            if has_output {
-                parts.push((self.head(work, held, written), self.facts(now, result)));
-            }
-            for (offset, letter, reject) in &result.over_size {
-                let body = chunk::pack(&to_record_batch(std::slice::from_ref(letter))?)?;
-                let facts = [&*self.letters_to.topic, reject.stage.as_str(), &reject.path, &reject.reason];
-                ledger.insert_letter(postgres, work.partition, *offset, facts, &body).await?;
-            }
-            steps.push(Step {
-                partition: work.partition,
-                epoch: held.epoch,
-                from: held.next_offset,
-                to: work.range.to,
-                has_output,
-                metadata: ledger.metadata(held.epoch, self.id),
-            });
-        }
-        // Sent together: nobody waits for one before the next.
-        let stored = parts.iter().map(|(part, facts)| ledger.insert_part(postgres, part, facts));
-        futures::future::try_join_all(stored).await?;
-        steps.sort_by_key(|step| step.partition);
-        Ok((steps, parts.into_iter().map(|(part, _)| part).collect()))
+    /// Adds the source topic's offsets to the Kafka transaction, on a thread of their own.
+    fn send_offsets(&self, tenure: &Tenure, offsets: Vec<OffsetCommit>) -> JoinHandle<Result<()>> {
+        let (producer, topic, group) = (self.producer.clone(), tenure.ledger.topic.clone(), tenure.group.clone());
+        tokio::task::spawn_blocking(move || {
+            producer.send_offsets(&topic, &offsets, group.get())?;
+            crate::step!("S8");
+            Ok(())
+        })
     }
-
-    fn head(&self, work: &Work, held: &Held, written: &Written) -> PartHead {
-        PartHead {
-            commit_id: self.id,
-            partition: work.partition,
-            from: held.next_offset,
-            to: work.range.to,
-            format: PART_FORMAT,
-            previous_metadata: held.metadata.clone(),
-            output_topic: self.output_to.topic.to_string(),
-            output_key: self.output_key.clone(),
-            letter_topic: self.letters_to.topic.to_string(),
-            rows: written.rows,
-            letters: written.letters,
-        }
-    }
-
-    fn facts(&self, now: DateTime<Utc>, result: &PartResult) -> PartFacts {
-        PartFacts {
-            outcomes: outcomes_as_json(result),
-            triggered_at: SystemTime::from(now),
-            sql_hash: self.sql_hash.clone(),
-            sink_table: self.copy.table.clone(),
-        }
-    }
-}
-
-fn outcomes_as_json(result: &PartResult) -> serde_json::Value {
-    result.outcomes.counts.iter().filter(|(_, count)| *count > 0).cloned().collect()
 }
 
 /// Every message has one outcome: what came in is the sum of what is counted here.

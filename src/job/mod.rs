@@ -6,6 +6,7 @@ mod commit;
 mod engine;
 mod lane;
 pub(crate) mod output;
+mod parts;
 mod progress;
 mod refusal;
 mod stream;

@@ -143,6 +143,11 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// The instant of the commit.
+    pub fn now(&self) -> DateTime<Utc> {
+        self.now
+    }
+
     /// The next piece; `None` at the end.
     ///
     /// # Errors

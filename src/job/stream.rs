@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::engine::Engine;
 use super::output::{Output, Work, untraceable};
 use crate::dead_letter::{Reject, Stage};
 use crate::error::{Error, Result};
-use crate::kafka::{self, GroupMetadata, TRANSACTION_TIMEOUT};
+use crate::kafka::{self, TRANSACTION_TIMEOUT};
 use crate::ledger::claim::Tenure;
+use crate::ledger::store::{PartHead, Step};
+use crate::postgres::Connection;
 use crate::sink::Piece;
-use crate::sink::kafka::{Destination, OffsetCommit, Producer, produce_letter};
-use crate::sink::postgres::{CopyPlan, Writer, Written};
+use crate::sink::kafka::{Destination, Producer, produce_letter};
+use crate::sink::postgres::{CopyPlan, Writer};
 use crate::sink::rows::RowProducer;
 use crate::telemetry::metrics::{self, BatchStage};
 
@@ -38,15 +41,16 @@ pub struct Transaction {
     pub letters_to: Destination,
     pub copy: CopyPlan,
     pub sql_hash: String,
-    /// How far the group comes by this commit, under the membership that read the messages.
-    offsets: Vec<OffsetCommit>,
-    group: Arc<GroupMetadata>,
     deadline: Instant,
 }
 
 /// Both sinks have taken everything; nothing is committed.
 pub struct Ready {
-    pub written: Vec<Written>,
+    /// How far each partition goes, in ascending order.
+    pub steps: Vec<Step>,
+    /// The stored parts of those with output.
+    pub parts: Vec<PartHead>,
+    pub rows: u64,
     /// Messages with a row that is too large for the output topic.
     pub too_large: Vec<(usize, Reject)>,
     /// Kafka was too slow: its transaction is to be aborted and the rows sent from the ledger.
@@ -56,21 +60,13 @@ pub struct Ready {
 /// What the Kafka side comes to.
 struct Produced {
     too_large: Vec<(usize, Reject)>,
-    /// Kafka has acknowledged all records, and taken the offsets into the transaction.
-    complete: bool,
+    acknowledged: bool,
 }
 
 impl Transaction {
-    pub fn new(engine: &Engine, tenure: &Tenure, works: &[Work]) -> Transaction {
-        let id = Uuid::new_v4();
-        let offsets = works.iter().filter_map(|work| {
-            let metadata = tenure.ledger.metadata(tenure.held.get(&work.partition)?.epoch, id);
-            Some(OffsetCommit { partition: work.partition, offset: work.range.to, metadata })
-        });
+    pub fn new(engine: &Engine, tenure: &Tenure) -> Transaction {
         Transaction {
-            id,
-            offsets: offsets.collect(),
-            group: tenure.group.clone(),
+            id: Uuid::new_v4(),
             producer: tenure.producer(),
             output_to: engine.output_to.clone(),
             output_key: engine.output_key.clone(),
@@ -93,32 +89,27 @@ impl Transaction {
         let (to_postgres, postgres_inbox) = mpsc::channel(AHEAD);
         let (to_kafka, kafka_inbox) = mpsc::channel(AHEAD);
         let writer = Writer::new(&tenure.postgres, &tenure.ledger, &self.copy, self.id, &partitions).await?;
-        let topic = tenure.ledger.topic.clone();
-        let mut kafka_side = tokio::spawn(kafka::blocking(self.kafka_side(topic, kafka_inbox)?));
+        let kafka_side = tokio::task::spawn_blocking(self.kafka_side(kafka_inbox)?);
+        let now = output.now();
         let pump = self.pump(output, first, to_postgres, to_kafka);
         // In this order: what the writer sends follows BEGIN without waiting for its answer.
         let flowed = futures::try_join!(tenure.begin(), pump, writer.write(postgres_inbox));
         if flowed.is_err() {
             self.producer.give_up();
         }
-        // Also after a failure: the transaction may be aborted only once nothing produces into it any more.
-        let produced = loop {
-            match tokio::time::timeout(SIGN_OF_LIFE, &mut kafka_side).await {
-                Ok(ended) => break ended,
-                Err(_) if flowed.is_ok() => {
-                    tenure.postgres.batch_execute("SELECT").await.map_err(Error::postgres("waiting for Kafka"))?;
-                }
-                Err(_) => {}
-            }
+        let hold = flowed.is_ok().then_some(&tenure.postgres);
+        let stored = async {
+            let ((), (), (written, seconds)) = flowed?;
+            metrics::batch_seconds(BatchStage::Postgres, Duration::from_secs_f64(seconds));
+            let (steps, parts) = self.store(tenure, works, now, &written, &output.results).await?;
+            Ok((steps, parts, written.iter().map(|written| written.rows as u64).sum()))
         };
-        let produced = produced.unwrap_or_else(|failure| {
-            Err(Error::Claim { what: format!("the Kafka side of a commit ended abnormally: {failure}") })
-        });
-        let ((), (), (written, seconds)) = flowed?;
-        metrics::batch_seconds(BatchStage::Postgres, Duration::from_secs_f64(seconds));
-        let Produced { too_large, complete } = produced?;
+        // Kafka's side also after a failure: the transaction may be aborted only once nothing produces into it any more.
+        let (produced, stored) = tokio::join!(self.produced(kafka_side, hold), stored);
+        let (steps, parts, rows) = stored?;
+        let Produced { too_large, acknowledged } = produced?;
         crate::step!("S5");
-        Ok(Ready { written, too_large, late: !complete || Instant::now() >= self.deadline })
+        Ok(Ready { steps, parts, rows, too_large, late: !acknowledged || Instant::now() >= self.deadline })
     }
 
     /// Sends each piece to both sinks. Past the deadline Kafka's transaction is given up; its side still looks at the pieces.
@@ -150,16 +141,9 @@ impl Transaction {
         Ok(())
     }
 
-    /// The Kafka side, for a thread of its own: encodes, produces, adds the source topic's offsets and waits for the
-    /// acknowledgements. All but the end of the transaction comes before Postgres commits: a member that the group has
-    /// replaced is refused before anything has taken effect, and only one request stands between the two commits.
-    fn kafka_side(
-        &self,
-        source_topic: String,
-        mut inbox: mpsc::Receiver<Piece>,
-    ) -> Result<impl FnOnce() -> Result<Produced> + Send + use<>> {
+    /// The Kafka side, for a thread of its own: encodes, produces, and waits for the acknowledgements.
+    fn kafka_side(&self, mut inbox: mpsc::Receiver<Piece>) -> Result<impl FnOnce() -> Result<Produced> + Send + use<>> {
         let (producer, letters_to, deadline) = (self.producer.clone(), self.letters_to.clone(), self.deadline);
-        let (offsets, group) = (self.offsets.clone(), self.group.clone());
         let mut rows = RowProducer::new(&self.copy.schema, self.output_to.clone(), self.output_key.as_deref())?;
         let limit = self.output_to.max_record_bytes;
         Ok(move || {
@@ -182,26 +166,31 @@ impl Transaction {
                     }
                 }
             }
-            let complete = too_large.is_empty() && {
-                // The offsets go to other brokers' threads than the records: neither has to wait for the other.
-                let (sent, acknowledged) = std::thread::scope(|scope| {
-                    let sent = scope.spawn(|| {
-                        producer.send_offsets(&source_topic, &offsets, group.get())?;
-                        crate::step!("S8");
-                        Ok(())
-                    });
-                    let acknowledged = producer.acknowledged(deadline);
-                    (sent.join(), acknowledged)
-                });
-                sent.unwrap_or_else(|_| Err(Error::Claim { what: "sending offsets ended abnormally".into() }))?;
-                acknowledged?
-            };
+            let acknowledged = too_large.is_empty() && producer.acknowledged(deadline)?;
             metrics::batch_seconds(BatchStage::Kafka, began.elapsed());
             let reason = format!("the record is larger than the output topic's max.message.bytes ({limit})");
             let refuse =
                 |(part, row)| (part, Reject { row, stage: Stage::Kafka, path: "$".into(), reason: reason.clone() });
-            Ok(Produced { too_large: too_large.into_iter().map(refuse).collect(), complete })
+            Ok(Produced { too_large: too_large.into_iter().map(refuse).collect(), acknowledged })
         })
+    }
+
+    /// Waits for the Kafka side. `hold`: the session whose transaction must not idle meanwhile.
+    async fn produced(
+        &self,
+        mut kafka_side: JoinHandle<Result<Produced>>,
+        hold: Option<&Connection>,
+    ) -> Result<Produced> {
+        loop {
+            if let Ok(ended) = tokio::time::timeout(SIGN_OF_LIFE, &mut kafka_side).await {
+                return ended.unwrap_or_else(kafka::abnormal);
+            }
+            let Some(postgres) = hold else { continue };
+            if postgres.batch_execute("SELECT").await.is_err() {
+                // Whoever uses the session next hears why; Kafka's transaction comes to nothing with it.
+                self.producer.give_up();
+            }
+        }
     }
 
     /// Ends both transactions without a trace; nothing of either was committed.

@@ -23,10 +23,10 @@
 //! | S2 | both transactions are open | both are aborted: Postgres by the lost connection, Kafka by the next claim's `init_transactions` |
 //! | S3 | first row produced and copied | the same |
 //! | S4 | between two slices, the slice's chunk stored | the same |
-//! | S8 | offsets sent into the Kafka transaction | the same |
-//! | S5 | all records acknowledged, all rows copied, constraints checked; before `advance` | the same |
+//! | S5 | all records acknowledged, all rows copied, constraints checked, parts stored; before `advance` | the same |
 //! | S6 | `advance` and COMMIT sent, no reply | either nothing happened (as S5) or everything (as S7); the next claim reads which, behind the row locks |
 //! | S7 | Postgres has committed | rows visible in Postgres, Kafka's transaction aborted by fencing; the stored part is sent again, byte for byte |
+//! | S8 | offsets sent into the Kafka transaction, beside S6 and S7 | as S6 |
 //! | S9 | EndTxn sent, no reply | the broker ends it either way; the next claim fences first, then reads the stable offsets: as S7 or as S10 |
 //! | S10 | Kafka has committed | confirmed; the next claim finds Kafka at `next_offset` and deletes the part |
 //! | S11 | confirmed parts deleted | confirmed |
