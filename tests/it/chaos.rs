@@ -13,8 +13,7 @@ struct Arguments {
 #[test]
 fn a_dozen_deaths_and_every_promise_holds() {
     let seed = 7;
-    let arguments =
-        "chaos --cycles 12 --minutes 0.4 --replicas 2 --partitions 4 --rate 3000 --malformed 0.05 --at-most 5";
+    let arguments = "chaos --cycles 12 --minutes 0.4 --replicas 2 --partitions 4 --rate 3000 --malformed 0.05 --at-most 5 --key client_id";
     let Arguments { options } = Arguments::parse_from(arguments.split(' '));
     println!("{}", report::command(&options, seed));
     let outcome = run(&options, seed);
