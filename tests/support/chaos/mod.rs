@@ -28,6 +28,7 @@ use super::stack::Stack;
 
 use faults::Faults;
 use feeder::Feeder;
+pub use replica::Death;
 use replica::Slots;
 use report::Tally;
 use sampler::Sampler;
