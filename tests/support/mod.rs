@@ -43,4 +43,4 @@ pub use postgres::{Postgres, connect};
 pub use proxy::{Fault, Match, Network, Proxy, api};
 pub use run::{block_on, run, tail, wait_until};
 pub use stack::Stack;
-pub use witness::{PATIENCE, Witness, now, stop, taken};
+pub use witness::{LONG_PATIENCE, PATIENCE, Witness, now, stop, taken};

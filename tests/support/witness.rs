@@ -9,6 +9,9 @@ use super::stack::Stack;
 /// What nothing here should ever need, also while the machine compiles.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The same for what includes the time-out of a session, of a connection, or a backoff.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(90);
+
 /// Unix seconds.
 pub fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs() as i64
