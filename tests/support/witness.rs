@@ -9,7 +9,7 @@ use super::stack::Stack;
 /// What nothing here should ever need, also while the machine compiles.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The same for what includes the time-out of a session, of a connection, or a backoff.
+/// Longer than a dead member's session, a server's restart and a backoff, on a machine that does other things as well.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Unix seconds.
