@@ -1,4 +1,4 @@
-//! Reading topics from end to end, as a `read_committed` reader and without a group.
+//! Reading topics from end to end, as a `read_committed` reader and without joining a group.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
