@@ -6,6 +6,7 @@ mod certificate;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -25,6 +26,9 @@ pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Group members that stop answering are replaced after this long. librdkafka's default is 45 s.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many events are served at once: with `debug`, librdkafka may log as fast as its lines are read.
+const EVENTS_AT_ONCE: usize = 10_000;
 
 /// Properties with the user's on top, then ours that the delivery protocol needs.
 pub fn client_config(user: &BTreeMap<String, String>, owned: &[(&str, &str)]) -> ClientConfig {
@@ -64,7 +68,7 @@ pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<
             Err(failure) => failure,
         };
         // Serves the error callback.
-        client.poll(Duration::ZERO);
+        serve(&client.context().heard, || drop(client.poll(Duration::ZERO)));
         let cause = client.context().cause.lock().ok().and_then(|mut cause| cause.take());
         match cause {
             Some((cause, reason)) if Error::kafka("")(cause.clone()).action() == crate::error::Action::Halt => {
@@ -81,18 +85,34 @@ pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<
     }
 }
 
+/// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind them must
+/// not wait a turn for each. `heard` is what the client's context counts them in.
+pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) {
+    for _ in 0..EVENTS_AT_ONCE {
+        let before = heard.load(Ordering::Relaxed);
+        poll();
+        if heard.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
+}
+
 /// Remembers why connections fail.
 #[derive(Default)]
 pub struct Asker {
+    /// Lines of the log and errors so far, see [`serve`].
+    pub heard: AtomicU64,
     cause: std::sync::Mutex<Option<(KafkaError, String)>>,
 }
 
 impl ClientContext for Asker {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         log_librdkafka(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         let worse = Error::kafka("")(error.clone()).action() == crate::error::Action::Halt;
         if let Ok(mut cause) = self.cause.lock()
             && (worse || cause.is_none())

@@ -117,8 +117,11 @@ pub async fn inspect_topics(config: &Arc<Config>, brokers: Brokers) -> Result<To
     let (cluster_id, topic_id, partitions) = facts?;
     let limits = limits.unwrap_or_else(|error| {
         tracing::warn!("{error}; Kafka's default is assumed");
-        BTreeMap::new()
+        names.iter().map(|name| (name.to_string(), DEFAULT_MAX_MESSAGE_BYTES)).collect()
     });
+    if let Some(untold) = untold(&limits, &names.map(String::as_str)) {
+        tracing::warn!("{untold}: Kafka's default is assumed; grant DESCRIBE_CONFIGS on it");
+    }
     let destination = |topic: &str| Destination {
         topic: topic.into(),
         max_record_bytes: limits.get(topic).copied().unwrap_or(DEFAULT_MAX_MESSAGE_BYTES),
@@ -134,7 +137,14 @@ pub async fn inspect_topics(config: &Arc<Config>, brokers: Brokers) -> Result<To
     })
 }
 
-/// `max.message.bytes` by topic; Kafka's default for a topic of which the broker does not tell this user.
+/// Says of which topics `limits` has nothing.
+pub fn untold(limits: &BTreeMap<String, usize>, topics: &[&str]) -> Option<String> {
+    let untold: Vec<&str> = topics.iter().copied().filter(|topic| !limits.contains_key(*topic)).collect();
+    (!untold.is_empty())
+        .then(|| format!("the broker does not tell this user max.message.bytes of {}", untold.join(", ")))
+}
+
+/// `max.message.bytes` by topic; without those of which the broker does not tell this user.
 ///
 /// # Errors
 /// [`Error::Kafka`] where it tells nothing at all.
@@ -153,7 +163,7 @@ pub async fn max_message_bytes(config: &Config, topics: &[&str]) -> Result<BTree
     let mut limits = BTreeMap::new();
     for (topic, answer) in topics.iter().zip(answers) {
         let value = answer.ok().and_then(|found| found.get("max.message.bytes")?.value.clone()?.parse().ok());
-        limits.insert(topic.to_string(), value.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES));
+        limits.extend(value.map(|value: usize| (topic.to_string(), value)));
     }
     Ok(limits)
 }

@@ -61,7 +61,7 @@ async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<C
             None => [kafka::probe(&config.source.kafka)?, kafka::probe(&config.sink_kafka.kafka)?].map(Arc::new),
         };
         // Serves librdkafka's callbacks, which nobody else does on these clients.
-        clients.iter().for_each(|client| drop(client.poll(Duration::ZERO)));
+        clients.iter().for_each(|client| kafka::serve(&client.context().heard, || drop(client.poll(Duration::ZERO))));
         let looked = look_at(&clients, &config, &ledger);
         Ok((clients, looked))
     })

@@ -248,8 +248,8 @@ impl Case<'_> {
         if self.picture.marks.get(&partition).is_none_or(|marks| offset < marks.0) {
             return Ok(None);
         }
-        let (properties, source) = (self.site.config.source.kafka.clone(), self.picture.topic.clone());
-        kafka::blocking(move || topic::time_at(&properties, &source, partition, Offset::Offset(offset))).await
+        let (reader, source) = (self.site.config.source.clone(), self.picture.topic.clone());
+        kafka::blocking(move || topic::time_at(&reader, &source, partition, Offset::Offset(offset))).await
     }
 }
 

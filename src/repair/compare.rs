@@ -107,10 +107,10 @@ impl<'a> Compare<'a> {
             );
         }
         let (to, inbox) = mpsc::channel(2);
-        let (properties, name) = (self.site.config.source.kafka.clone(), topic.to_owned());
+        let (reader, name) = (self.site.config.source.clone(), topic.to_owned());
         let reading = kafka::blocking(move || {
             let mut rows = Rows::new(to);
-            topic::read(&properties, &name, |message| rows.push(message.payload().unwrap_or_default()))?;
+            topic::read(&reader, &name, |message| rows.push(message.payload().unwrap_or_default()))?;
             rows.end()
         });
         let (skipped, ()) = tokio::try_join!(reading, self.copy_in(inbox))?;

@@ -377,11 +377,11 @@ async fn judge_letters(case: &Case<'_>, part: &PartHead) -> Result<Missing> {
 
 /// The offsets of this partition's messages in the range that have a letter in the topic.
 async fn letters_sent(case: &Case<'_>, topic: &str, partition: i32, from: i64, to: i64) -> Result<BTreeSet<i64>> {
-    let (properties, topic) = (case.site.config.source.kafka.clone(), topic.to_owned());
+    let (reader, topic) = (case.site.config.source.clone(), topic.to_owned());
     let (source, range) = (case.picture.topic.clone(), from..to);
     kafka::blocking(move || {
         let mut found = BTreeSet::new();
-        topic::read(&properties, &topic, |message| {
+        topic::read(&reader, &topic, |message| {
             // The last ones are the newest.
             let mut ours: BTreeMap<&str, String> = BTreeMap::new();
             for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
@@ -441,11 +441,11 @@ async fn decode_again(
     from: i64,
     to: i64,
 ) -> Result<Vec<(i64, Letter)>> {
-    let (properties, source) = (case.site.config.source.kafka.clone(), case.picture.topic.clone());
+    let (reader, source) = (case.site.config.source.clone(), case.picture.topic.clone());
     let asked = source.clone();
     let messages = kafka::blocking(move || {
         let mut builder = MessagesBuilder::default();
-        topic::read_partition(&properties, &asked, partition, from, to, |message| {
+        topic::read_partition(&reader, &asked, partition, from, to, |message| {
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
             let headers: Vec<Header> =
                 headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect();

@@ -1,4 +1,4 @@
-//! Reading topics from end to end, as a `read_committed` reader and without a group.
+//! Reading topics from end to end, as a `read_committed` reader and without joining a group.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::inspect::Site;
-use crate::config::KafkaProperties;
+use crate::config::Source;
 use crate::error::{Error, Result};
 use crate::kafka;
 use crate::ledger::claim::watermarks;
@@ -45,8 +45,8 @@ pub async fn uncovered(site: &Site, topic: &str, since: Option<i64>) -> Result<O
 }
 
 async fn first_time(site: &Site, topic: &str, partition: i32) -> Result<Option<i64>> {
-    let (properties, topic) = (site.config.source.kafka.clone(), topic.to_owned());
-    kafka::blocking(move || time_at(&properties, &topic, partition, Offset::Beginning)).await
+    let (source, topic) = (site.config.source.clone(), topic.to_owned());
+    kafka::blocking(move || time_at(&source, &topic, partition, Offset::Beginning)).await
 }
 
 async fn is_compacted(site: &Site, topic: &str) -> Result<bool> {
@@ -92,27 +92,24 @@ pub async fn open_transaction(site: &Site, topic: &str) -> Result<Option<String>
     .await
 }
 
-fn reader(properties: &KafkaProperties) -> Result<BaseConsumer> {
+fn reader(source: &Source) -> Result<BaseConsumer> {
+    // librdkafka assigns nothing without a group's name; the job's own is the one that it has a right to. Nothing is joined.
     let owned = [
-        ("group.id", "dinnerbell-repair: joins nothing"),
+        ("group.id", source.group_id.as_str()),
         ("enable.auto.commit", "false"),
         ("enable.partition.eof", "true"),
         ("auto.offset.reset", "earliest"),
         ("isolation.level", "read_committed"),
     ];
-    kafka::client_config(properties, &owned).create().map_err(Error::kafka("creating a consumer"))
+    kafka::client_config(&source.kafka, &owned).create().map_err(Error::kafka("creating a consumer"))
 }
 
 /// Hands out every committed record of a topic. Blocks.
 ///
 /// # Errors
 /// What `each` says; [`Error::Kafka`].
-pub fn read(
-    properties: &KafkaProperties,
-    topic: &str,
-    each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
-) -> Result<()> {
-    let consumer = reader(properties)?;
+pub fn read(source: &Source, topic: &str, each: impl FnMut(&BorrowedMessage<'_>) -> Result<()>) -> Result<()> {
+    let consumer = reader(source)?;
     let count = kafka::partition_count(consumer.client(), topic)?;
     let starts: Vec<(i32, Offset)> = (0..count).map(|partition| (partition, Offset::Beginning)).collect();
     read_from(&consumer, topic, &starts, each)
@@ -120,14 +117,14 @@ pub fn read(
 
 /// Hands out the records of one partition from an offset on, until `each` says that it is enough.
 pub fn read_partition(
-    properties: &KafkaProperties,
+    source: &Source,
     topic: &str,
     partition: i32,
     from: i64,
     to: i64,
     mut each: impl FnMut(&BorrowedMessage<'_>),
 ) -> Result<()> {
-    let consumer = reader(properties)?;
+    let consumer = reader(source)?;
     read_from(&consumer, topic, &[(partition, Offset::Offset(from))], |message| {
         if message.offset() < to {
             each(message);
@@ -164,8 +161,8 @@ fn read_from(
 }
 
 /// The time of the first record at or after an offset, in milliseconds. Blocks; `None` where there is none.
-pub fn time_at(properties: &KafkaProperties, topic: &str, partition: i32, offset: Offset) -> Result<Option<i64>> {
-    let consumer = reader(properties)?;
+pub fn time_at(source: &Source, topic: &str, partition: i32, offset: Offset) -> Result<Option<i64>> {
+    let consumer = reader(source)?;
     let doing = || Error::kafka(format!("reading topic {topic}"));
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, partition, offset).map_err(doing())?;

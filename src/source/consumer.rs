@@ -218,6 +218,7 @@ fn create(
         closing: AtomicBool::new(false),
         ends: Mutex::new(BTreeMap::new()),
         refused_since: Mutex::new(None),
+        heard: AtomicU64::new(0),
         down: AtomicBool::new(false),
         waker: waker.clone(),
     };
@@ -253,6 +254,8 @@ pub struct Watcher {
     /// The end of each partition as a `read_committed` reader sees it, from librdkafka's statistics.
     ends: Mutex<BTreeMap<i32, i64>>,
     refused_since: Mutex<Option<Instant>>,
+    /// Lines of librdkafka's log and errors so far, see [`kafka::serve`].
+    heard: AtomicU64,
     /// All brokers are down and the lane knows.
     down: AtomicBool,
     waker: Waker,
@@ -297,10 +300,12 @@ impl Watcher {
 
 impl ClientContext for Watcher {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         kafka::log_librdkafka(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(target: "librdkafka", %error, reason, "consumer");
         let all_down = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
         let refused = Error::kafka("")(error.clone()).action() == Action::Halt;
@@ -403,14 +408,14 @@ impl Polled {
 
     /// Serves rebalances and client events. Messages have queues of their own and never come this way.
     fn serve(&self) {
-        match self.consumer.poll(Duration::ZERO) {
+        kafka::serve(&self.consumer.context().heard, || match self.consumer.poll(Duration::ZERO) {
             Some(Err(error)) => self.report(error),
             Some(Ok(message)) => {
                 let what = format!("{} came outside its partition's queue", describe(&message));
                 self.tell(Event::Failed(Error::Claim { what }));
             }
             None => {}
-        }
+        });
     }
 
     /// Called after a claim, for which the brokers have answered.

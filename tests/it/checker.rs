@@ -25,15 +25,23 @@ struct Left {
     history: History,
     offsets: Vec<GroupOffset>,
     sent_again: Vec<(i32, i64, i64)>,
+    /// `[sink.kafka] key`
+    key: Option<String>,
 }
 
 fn model() -> Model {
     let subscriptions = (1..=2).map(|n| (restaurant(n), (0..3).map(|c| client(10 * n + c)).collect())).collect();
-    Model { subscriptions, refused_content: Some("rude".into()), now: MADE }
+    Model { subscriptions, refused_content: Some("rude".into()), key: None, now: MADE }
 }
 
 fn record(partition: i32, offset: i64, value: impl Into<Vec<u8>>) -> Record {
     Record { partition, offset, timestamp: None, key: None, value: Some(value.into()), headers: Vec::new() }
+}
+
+/// A record of the output topic, under its client's id.
+fn output(partition: i32, offset: i64, row: &str) -> Record {
+    let (_, after) = row.split_once(r#""client_id":""#).expect("a client");
+    Record { key: after.split('"').next().map(Into::into), ..record(partition, offset, row) }
 }
 
 fn campaign(n: usize) -> Campaign {
@@ -46,15 +54,34 @@ fn rows(n: usize, made: i64) -> Vec<String> {
     clients.iter().map(|client| campaign.trigger(client, made)).collect()
 }
 
+/// When and under which key the bad message was sent, and what came with it: a letter that came in again.
+const SENT: i64 = 1_699_999_999_999;
+const KEY: &[u8] = b"first_message";
+
+fn sent_with() -> Vec<(String, Option<Vec<u8>>)> {
+    let header = |name: &str, value: Option<&str>| (name.to_owned(), value.map(Into::into));
+    vec![header("trace", Some("1")), header("trace", None), header("dinnerbell.offset", Some("77"))]
+}
+
 fn letter(partition: i32, offset: i64, value: &str, stage: &str, path: &str) -> Record {
-    let header = |name: &str, value: String| (format!("dinnerbell.{name}"), Some(value.into_bytes()));
-    let headers = vec![
-        header("partition", partition.to_string()),
-        header("offset", offset.to_string()),
-        header("stage", stage.into()),
-        header("path", path.into()),
+    let own = [
+        ("topic", "campaigns".to_owned()),
+        ("partition", partition.to_string()),
+        ("offset", offset.to_string()),
+        ("timestamp", SENT.to_string()),
+        ("stage", stage.into()),
+        ("path", path.into()),
+        ("reason", "it is bad".into()),
+        ("sql_hash", "0123".into()),
     ];
-    Record { headers, ..record(0, 0, value) }
+    let own = own.map(|(name, value)| (format!("dinnerbell.{name}"), Some(value.into_bytes())));
+    Record { key: Some(KEY.into()), headers: [sent_with(), own.into()].concat(), ..record(0, 0, value) }
+}
+
+/// The header of a letter's that the job has written.
+fn label<'a>(left: &'a mut Left, name: &str) -> &'a mut (String, Option<Vec<u8>>) {
+    let mut own = left.letters[0].headers.iter_mut().skip(sent_with().len());
+    own.find(|(header, _)| header.strip_prefix("dinnerbell.") == Some(name)).expect("a label")
 }
 
 fn metadata(epoch: i64, commit: &str) -> String {
@@ -83,7 +110,7 @@ fn good() -> Left {
     let nobodys = Campaign::new(4, restaurant(77));
     let input = vec![
         record(0, 0, campaign(0).json()),
-        record(0, 1, "{no JSON"),
+        Record { timestamp: Some(SENT), key: Some(KEY.into()), headers: sent_with(), ..record(0, 1, "{no JSON") },
         record(0, 2, campaign(2).expired().json()),
         record(0, 3, campaign(3).json()),
         record(0, 4, nobodys.json()),
@@ -92,8 +119,8 @@ fn good() -> Left {
     let table: Vec<String> = [0, 3, 9].iter().flat_map(|n| rows(*n, MADE)).collect();
     // The rows of campaign 0 stand aborted before they stand committed, and there was an attempt before that.
     let aborted = [rows(0, EARLIER), rows(0, MADE)].concat();
-    let aborted: Vec<Record> = aborted.iter().enumerate().map(|(n, row)| record(0, n as i64, row.as_str())).collect();
-    let committed = table.iter().enumerate().map(|(n, row)| record(0, 100 + n as i64, row.as_str())).collect();
+    let aborted: Vec<Record> = aborted.iter().enumerate().map(|(n, row)| output(0, n as i64, row)).collect();
+    let committed = table.iter().enumerate().map(|(n, row)| output(0, 100 + n as i64, row)).collect();
     let history = History {
         changes: changes(&[
             (0, None, 0, 0, 0, ""),
@@ -123,11 +150,12 @@ fn good() -> Left {
         offset(0, 5, metadata(1, "c"), 1_013),
     ];
     let letters = vec![letter(0, 1, "{no JSON", "decode", "$")];
-    Left { input, table, committed, aborted, letters, history, offsets, sent_again: vec![(0, 0, 2)] }
+    let (sent_again, key) = (vec![(0, 0, 2)], Some("client_id".to_owned()));
+    Left { input, table, committed, aborted, letters, history, offsets, sent_again, key }
 }
 
 fn look_at(left: &Left) -> Examination {
-    let model = model();
+    let model = Model { key: left.key.clone(), ..model() };
     let records = |list: &Vec<Record>| {
         let list = list.clone();
         Box::new(move |each: &mut dyn FnMut(Record)| list.iter().cloned().for_each(each)) as _
@@ -135,6 +163,7 @@ fn look_at(left: &Left) -> Examination {
     let table = left.table.clone();
     examine(&Evidence {
         model: &model,
+        source: "campaigns",
         input: records(&left.input),
         table: Box::new(move |each| table.iter().cloned().for_each(each)),
         committed: records(&left.committed),
@@ -223,6 +252,54 @@ fn dead_letters_that_are_lost_doubled_or_wrong() {
     });
     finds("I2", "dead letters differ from their message", |left| left.letters[0].value = Some(b"{no".to_vec()));
     finds("I2", "another stage or path", |left| left.letters[0] = letter(0, 1, "{no JSON", "encode", "$"));
+}
+
+#[test]
+fn records_under_the_wrong_key_or_with_headers() {
+    let wrong = "1 records of the output topic have another key than their row; the first: ";
+    let nine = "9 records of the output topic have another key than their row; the first: ";
+    let none = format!("{wrong}None instead of Some({:?}) with {{", client(10));
+    finds("I1", &none, |left| left.committed[6].key = None);
+    let others = format!("{wrong}Some({:?}) instead of Some({:?}) with {{", client(11), client(10));
+    finds("I1", &others, |left| left.committed[6].key = left.committed[7].key.clone());
+    finds("I1", wrong, |left| left.committed[6].key = Some(Vec::new()));
+    // The right value of another column, and the right keys where the settings name none.
+    finds("I1", nine, |left| left.key = Some("restaurant_id".into()));
+    finds("I1", nine, |left| left.key = None);
+    finds("I6", wrong, |left| left.aborted[4].key = None);
+    let headers = "1 records of the output topic have headers; the first: [(\"trace\", Some(";
+    finds("I1", headers, |left| left.committed[0].headers = vec![sent_with().remove(0)]);
+    finds("I6", headers, |left| left.aborted[0].headers = vec![sent_with().remove(0)]);
+}
+
+#[test]
+fn numbers_are_keys_by_their_digits_and_without_a_setting_there_is_none() {
+    for (key, bytes) in [(None, None), (Some("adv_campaign_datetime_start"), Some(b"1659203516"))] {
+        let mut left = good();
+        left.key = key.map(Into::into);
+        for record in left.committed.iter_mut().chain(&mut left.aborted) {
+            record.key = bytes.map(|bytes| bytes.to_vec());
+        }
+        assert_eq!(look_at(&left).findings, []);
+    }
+}
+
+#[test]
+fn dead_letters_without_their_key_or_headers() {
+    finds("I2", "dead letters differ from their message", |left| left.letters[0].key = None);
+    finds("I2", "dead letters differ from their message", |left| left.letters[0].key = Some(b"second".to_vec()));
+    let stripped = "1 dead letters have not kept the headers of their message; the first: (0, 1)";
+    finds("I2", stripped, |left| drop(left.letters[0].headers.remove(0)));
+    finds("I2", stripped, |left| left.letters[0].headers.swap(0, 1));
+    finds("I2", stripped, |left| left.letters[0].headers[1].1 = Some(Vec::new()));
+    finds("I2", stripped, |left| drop(left.letters[0].headers.drain(..sent_with().len())));
+    let labelled = "1 dead letters are labelled wrongly; the first: (0, 1)";
+    finds("I2", labelled, |left| label(left, "topic").1 = Some(b"triggers".to_vec()));
+    finds("I2", labelled, |left| label(left, "timestamp").1 = Some(b"0".to_vec()));
+    finds("I2", labelled, |left| label(left, "reason").1 = None);
+    finds("I2", labelled, |left| label(left, "sql_hash").0 = "sql_hash".into());
+    finds("I2", labelled, |left| left.letters[0].headers.push(sent_with().remove(0)));
+    finds("I2", labelled, |left| drop(left.letters[0].headers.pop()));
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Job, Kafka, KafkaOptions, Load, Postgres, Shutdown, Stack, wait_until};
+use crate::support::{
+    Job, Kafka, KafkaOptions, LONG_PATIENCE as PATIENCE, Load, Postgres, Shutdown, Stack, wait_until,
+};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 20, subscribers: 25 };
 
 /// A stack whose commits are small, so that a load is many of them.

@@ -8,9 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio_postgres::NoTls;
 
-use crate::support::{Match, Message, Network, Stack, api, block_on, consume_all, wait_until};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::{Match, Message, Network, PATIENCE, Stack, api, block_on, consume_all, wait_until};
 
 /// Runs statements, one message each, on one connection through the proxy; the first error.
 fn execute(stack: &Stack, network: &Network, statements: &[&str]) -> Result<(), String> {

@@ -17,7 +17,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::support::{Campaign, Job, Load, Message, PATIENCE, Stack, block_on, restaurant, wait_until};
+use crate::support::{Campaign, Job, Load, Message, PATIENCE, Stack, block_on, restaurant, stop, wait_until};
 
 const LOAD: Load = Load { restaurants: 5, subscribers: 20 };
 
@@ -49,8 +49,7 @@ fn delivers(stack: &Stack, campaigns: usize) {
         assert!(job.is_running(), "the job has ended: {}", job.stderr());
         LOAD.is_in_postgres(stack, campaigns) && stack.read_triggers().len() >= rows
     });
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    stop(job);
 }
 
 /// As [`delivers`]; then each trigger is there once, in both sinks, and nothing is stored any more.

@@ -34,19 +34,41 @@ fn all_silent(what: &str, job: &Job) {
     }
 }
 
-/// Runs a command that fails, at every level of logging; what it said at the plainest.
+/// All commands that talk to both servers, with what else they are told.
+const COMMANDS: [&[&str]; 6] = [
+    &["run"],
+    &["check"],
+    &["init"],
+    &["preview", "--from-kafka", "2", "--lookup", "subscribers_restaurants"],
+    &["repair"],
+    &["repair", "--adopt", "--execute"],
+];
+
+/// Runs a command to its end, which must have this code, and looks at all it says; at the plainest level, that.
 #[track_caller]
-fn fails(what: &str, stack: &Stack, command: &str) -> String {
+fn says(what: &str, stack: &Stack, args: &[&str], code: impl Fn(i32) -> bool) -> String {
+    // What is said at `debug` is said at `trace`, too; the other commands have no log.
+    let levels: &[&str] = if ["run", "repair"].contains(&args[0]) { &["trace", "info"] } else { &["trace"] };
     let mut told = String::new();
-    for level in ["trace", "debug", "info"] {
-        let mut job = Job::spawn_with(stack, &[command], &[("RUST_LOG", level)]);
+    for level in levels {
+        let mut job = Job::spawn_with(stack, args, &[("RUST_LOG", level)]);
         let status = job.wait(PATIENCE);
-        assert_ne!(status.code(), Some(0), "{what}: {}", job.stderr());
-        all_silent(what, &job);
         told = job.stdout() + &job.stderr();
+        silent(&format!("{what}: {args:?} at {level}"), &told);
+        assert!(status.code().is_some_and(&code), "{what}: {args:?}: {status}\n{told}");
     }
-    assert!(!told.is_empty(), "{what}");
+    assert!(!told.is_empty(), "{what}: {args:?}");
     told
+}
+
+/// Runs every command, each of which fails and tells of it in these words.
+#[track_caller]
+fn all_fail(what: &str, stack: &Stack, words: &[&str]) {
+    for args in COMMANDS {
+        let told = says(what, stack, args, |code| code != 0);
+        let missing = words.iter().find(|word| !told.contains(**word));
+        assert_eq!(missing, None, "{what}: {args:?}: {told}");
+    }
 }
 
 /// A job that waits for a server, for as long as it takes to say so, at the lowest level of logging.
@@ -99,6 +121,8 @@ fn a_job_that_works_says_nothing_of_its_secrets() {
         ("ssl.certificate.location", certificate.display().to_string()),
         ("ssl.key.location", locked.display().to_string()),
         ("ssl.key.password", passphrase.clone()),
+        // librdkafka says all it can, its settings included.
+        ("debug", "all".into()),
     ] {
         stack.set("kafka", key, Value::from(value));
     }
@@ -111,24 +135,47 @@ fn a_job_that_works_says_nothing_of_its_secrets() {
     job.term();
     assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
     all_silent("at its end", &job);
-    for command in ["check", "init"] {
-        let output = Job::output(&stack, &[command]);
-        silent(command, &String::from_utf8_lossy(&output.stdout));
-        silent(command, &String::from_utf8_lossy(&output.stderr));
-    }
+    works_without_a_word(&stack);
 
     // The servers refuse what is wrong.
     stack.set("kafka", "sasl.password", "wrong-s3cr3t");
-    let told = fails("a wrong SASL password", &stack, "run");
-    assert!(told.contains("sasl.password"), "{told}");
+    all_fail("a wrong SASL password", &stack, &["sasl.password"]);
     stack.set("kafka", "sasl.password", SASL);
     stack.set("kafka", "ssl.key.password", "wrong-s3cr3t");
-    let told = fails("a wrong passphrase", &stack, "run");
-    assert!(told.contains("ssl.key"), "{told}");
+    all_fail("a wrong passphrase", &stack, &["ssl.key"]);
     stack.set("kafka", "ssl.key.password", passphrase);
     stack.set("postgres", "url", with_password(&stack.url.clone(), "wrong-s3cr3t"));
-    let told = fails("a wrong password of the database", &stack, "run");
-    assert!(told.contains("28P01") && told.contains("check the user, the password"), "{told}");
+    all_fail("a wrong password of the database", &stack, &["28P01", "check the user, the password"]);
+}
+
+/// The commands beside `run`, each in what it does at its best, and `repair` with something to repair.
+#[track_caller]
+fn works_without_a_word(stack: &Stack) {
+    fs::write(stack.directory.join("campaigns.jsonl"), Campaign::new(2, restaurant(1)).json()).expect("ours");
+    let lookup = ["--lookup", "subscribers_restaurants"];
+    for (args, word) in [
+        (&["check"][..], "All is ready"),
+        (&["init"], "All is there"),
+        (&["init", "--print"], "CREATE TABLE"),
+        (&["preview", "campaigns.jsonl", lookup[0], lookup[1]], "campaign 2"),
+        (&["preview", "--from-kafka", "2", "--json"], "campaign 1"),
+        (&["repair"], "Nothing to repair"),
+    ] {
+        let told = says("all is well", stack, args, |code| code == 0);
+        assert!(told.contains(word), "{args:?}: {told}");
+    }
+    stack.execute("DELETE FROM dinnerbell.progress WHERE partition = 0");
+    for (args, word) in [
+        (&["run"][..], "the ledger's progress table no row"),
+        (&["repair"], "--adopt --execute"),
+        (&["repair", "--adopt"], "nothing was changed"),
+        (&["repair", "--offsets", "--execute"], "nothing was changed"),
+    ] {
+        let told = says("something to repair", stack, args, |code| code == 1);
+        assert!(told.contains(word), "{args:?}: {told}");
+    }
+    let told = says("repaired", stack, &["repair", "--adopt", "--execute"], |code| code == 0);
+    assert!(told.contains("Nothing to repair"), "{told}");
 }
 
 #[test]
@@ -137,6 +184,12 @@ fn servers_that_are_away_are_named_without_the_secrets() {
     let good = stack.url.clone();
     stack.set("postgres", "url", format!("postgres://ann:{DATABASE}@127.0.0.1:1/shop"));
     waits("Postgres is away", &stack);
+    // A repair that may do something looks at the servers no earlier.
+    let others = &COMMANDS[1..=4];
+    for args in others {
+        let told = says("Postgres is away", &stack, args, |code| code == 1);
+        assert!(told.contains("127.0.0.1"), "{args:?}: {told}");
+    }
     stack.set("postgres", "url", good);
     for (key, value) in [
         ("security.protocol", "SASL_PLAINTEXT"),
@@ -150,6 +203,10 @@ fn servers_that_are_away_are_named_without_the_secrets() {
         stack.set("kafka", key, value);
     }
     waits("Kafka is away", &stack);
+    for args in others {
+        let told = says("Kafka is away", &stack, args, |code| code == 1);
+        assert!(told.contains("127.0.0.1:1"), "{args:?}: {told}");
+    }
 }
 
 #[test]
@@ -170,12 +227,12 @@ fn settings_that_are_wrong_are_told_without_the_secrets_in_them() {
         "PASSWORD",
     ] {
         stack.set("postgres", "url", url(wrong));
-        fails(wrong, &stack, "check");
+        all_fail(wrong, &stack, &["postgres"]);
     }
     stack.set("postgres", "url", Value::Array(vec![url("postgres://ann:PASSWORD@127.0.0.1/shop").into()]));
-    fails("a list", &stack, "check");
+    all_fail("a list", &stack, &["postgres"]);
     stack.set("postgres", "url", "${file:/no/such/file}");
-    fails("no file", &stack, "check");
+    all_fail("no file", &stack, &["/no/such/file"]);
     stack.set("postgres", "url", stack.url.clone());
 
     for (key, value) in [
@@ -186,10 +243,19 @@ fn settings_that_are_wrong_are_told_without_the_secrets_in_them() {
     ] {
         let mut wrong = Stack::new("secrets_property");
         wrong.set("kafka", key, value.replace("/s3cr3t-free", "/file"));
-        fails(key, &wrong, "check");
+        all_fail(key, &wrong, &[]);
+    }
+    for (section, key, value) in [
+        ("postgres", "password", DATABASE),
+        ("sink.kafka.sasl", "password.value", SASL),
+        ("source.kafka", "group.id", PASSPHRASE),
+    ] {
+        let mut wrong = Stack::new("secrets_section");
+        wrong.set(section, key, value);
+        all_fail(key, &wrong, &[key]);
     }
     // Not TOML any more, on a line with a secret.
     let text = fs::read_to_string(stack.config()).expect("the settings");
     fs::write(stack.config(), format!("{text}\n[kafka.more]\n\"sasl.password\" = \"{SASL} \n")).expect("ours");
-    fails("broken TOML", &stack, "check");
+    all_fail("broken TOML", &stack, &["dinnerbell.toml"]);
 }

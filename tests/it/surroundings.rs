@@ -4,20 +4,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
-use std::time::Duration;
 
 #[cfg(feature = "failpoints")]
 use crate::support::{Campaign, Match, Message, Witness, api, client, restaurant};
-use crate::support::{Disk, Job, Load, Postgres, Stack, now, run, wait_until};
+use crate::support::{Disk, Job, LONG_PATIENCE as PATIENCE, Load, Postgres, Stack, now, run, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 10, subscribers: 50 };
-
-fn ends(mut job: Job, stack: &Stack, campaigns: usize) {
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
-    LOAD.verify(stack, campaigns);
-}
 
 /// The sink table stands on a file system that fills up. Only root may mount one.
 #[test]
@@ -54,7 +46,7 @@ fn a_full_disk_pauses_the_job_until_there_is_space() {
     wait_until("it is ready again", PATIENCE, || job.is_ready());
     assert_eq!(job.stderr().matches("paused: ").count(), 1, "an outage is told once: {}", job.stderr());
     assert!(stack.read_dead_letters().is_empty());
-    ends(job, &stack, 120);
+    LOAD.ends(job, &stack, 120);
 }
 
 /// Two hours back in mid-load, as by an administrator or a bad time server.
@@ -94,7 +86,7 @@ fn a_clock_that_is_set_back_in_mid_load() {
     LOAD.produce(&stack, produced..produced + 50);
     LOAD.arrives(&stack, produced + 50);
     assert!(job.is_running());
-    ends(job, &stack, produced + 50);
+    LOAD.ends(job, &stack, produced + 50);
 }
 
 /// What to preload: Debian's package `faketime`, and what it lacks.
@@ -169,5 +161,5 @@ fn a_kafka_that_is_too_slow_is_served_from_the_ledger() {
     LOAD.produce(&stack, 13..40);
     LOAD.arrives(&stack, 40);
     assert!(job.is_running());
-    ends(job, &stack, 40);
+    LOAD.ends(job, &stack, 40);
 }

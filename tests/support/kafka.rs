@@ -57,7 +57,7 @@ struct Proxied {
 
 /// The broker that most tests share.
 static SHARED: LazyLock<Kafka> =
-    LazyLock::new(|| Kafka::start(KafkaOptions { proxied: 40, ..KafkaOptions::default() }));
+    LazyLock::new(|| Kafka::start(KafkaOptions { proxied: 48, ..KafkaOptions::default() }));
 
 /// The broker that most tests share, for those that need more of it than its address.
 pub fn shared() -> &'static Kafka {

@@ -2,17 +2,15 @@
 //! that both sinks hold each trigger once.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use super::campaigns::{Campaign, client, restaurant};
+use super::job::Job;
 use super::messages::Message;
 use super::run::wait_until;
 use super::stack::Stack;
-
-/// Longer than a dead member's session and a server's restart on a machine that does other things as well.
-const ARRIVES_WITHIN: Duration = Duration::from_secs(90);
+use super::witness::{LONG_PATIENCE, stop};
 
 /// Campaign n is of restaurant n modulo `restaurants`; each restaurant has its own `subscribers`.
 #[derive(Debug, Clone, Copy)]
@@ -60,15 +58,25 @@ impl Load {
     /// Waits until both sinks hold as many rows as `campaigns` make.
     #[track_caller]
     pub fn arrives(self, stack: &Stack, campaigns: usize) {
-        wait_until("all rows in both sinks", ARRIVES_WITHIN, || {
+        wait_until("all rows in both sinks", LONG_PATIENCE, || {
             self.is_in_postgres(stack, campaigns) && stack.read_triggers().len() >= campaigns * self.subscribers
         });
+    }
+
+    /// Stops the job in order; then as [`Load::verify`].
+    #[track_caller]
+    pub fn ends(self, job: Job, stack: &Stack, campaigns: usize) {
+        stop(job);
+        self.verify(stack, campaigns);
     }
 
     /// Each trigger once in each sink, and both sinks equal, row for row.
     pub fn verify(self, stack: &Stack, campaigns: usize) {
         let table = rows_of_table(stack);
-        let topic: Vec<Value> = stack.read_triggers().iter().map(|record| parse(record.text())).collect();
+        let records = stack.read_triggers();
+        let plain = records.iter().all(|record| record.key.is_none() && record.headers.is_empty());
+        assert!(plain, "records have keys or headers");
+        let topic: Vec<Value> = records.iter().map(|record| parse(record.text())).collect();
         let expected = self.expected(campaigns);
         for (sink, rows) in [("Postgres", &table), ("Kafka", &topic)] {
             let mut found: BTreeMap<(String, String), usize> = BTreeMap::new();

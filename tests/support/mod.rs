@@ -11,6 +11,7 @@
 
 #![allow(dead_code, unused_imports, reason = "a toolbox: not every test uses every tool, nor every import of it")]
 
+mod acls;
 mod campaigns;
 mod certs;
 pub mod chaos;
@@ -29,6 +30,7 @@ mod run;
 mod stack;
 mod witness;
 
+pub use acls::{Acl, Acls};
 pub use campaigns::{Campaign, client, restaurant, sample};
 pub use certs::{Certs, Signed};
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
@@ -43,4 +45,4 @@ pub use postgres::{Postgres, connect};
 pub use proxy::{Fault, Match, Network, Proxy, api};
 pub use run::{block_on, run, tail, wait_until};
 pub use stack::Stack;
-pub use witness::{PATIENCE, Witness, now, stop, taken};
+pub use witness::{LONG_PATIENCE, PATIENCE, Witness, now, stop, taken};

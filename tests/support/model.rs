@@ -55,6 +55,8 @@ pub struct Model {
     pub subscriptions: BTreeMap<String, BTreeSet<String>>,
     /// The sink table has a CHECK constraint against this content.
     pub refused_content: Option<String>,
+    /// `[sink.kafka] key`: the column that is the key of each record; without one records have none.
+    pub key: Option<String>,
     /// Unix seconds at which campaigns are judged; any moment of the run will do, see above.
     pub now: i64,
 }
@@ -110,6 +112,18 @@ impl Model {
             text.extend_from_slice(client.as_bytes());
             text.extend_from_slice(&after.as_bytes()[..end]);
             each(&text);
+        }
+    }
+}
+
+impl Model {
+    /// The key of a row's record: text as it is, a number by its digits.
+    pub fn key_of(&self, row: &[u8]) -> Option<Vec<u8>> {
+        let column = self.key.as_deref()?;
+        match &serde_json::from_slice::<Value>(row).ok()?[column] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone().into_bytes()),
+            other => Some(other.to_string().into_bytes()),
         }
     }
 }

@@ -9,6 +9,9 @@ use super::stack::Stack;
 /// What nothing here should ever need, also while the machine compiles.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Longer than a dead member's session, a server's restart and a backoff, on a machine that does other things as well.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(90);
+
 /// Unix seconds.
 pub fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs() as i64

@@ -95,6 +95,9 @@ pub async fn letter_room(report: &mut Report, config: &Config) {
             );
         }
     };
+    if let Some(untold) = setup::untold(&limits, &names) {
+        report.warn(SUBJECT, format!("{untold}: Kafka's default is assumed"), "grant DESCRIBE_CONFIGS on the topics");
+    }
     let limit = |topic: &str| limits.get(topic).copied().unwrap_or(setup::DEFAULT_MAX_MESSAGE_BYTES);
     let (source, letters) = (limit(names[0]), limit(names[2]));
     let wanted = source + LETTER_ROOM;

@@ -231,11 +231,10 @@ fn a_restored_database_gets_its_rows_back_from_the_output_topic() {
 #[test]
 fn a_database_restored_from_before_the_first_commit() {
     let stack = stack("restored_new");
-    let mut job = Job::spawn(&stack, &["run"]);
+    let job = Job::spawn(&stack, &["run"]);
     let registered = "SELECT count(*) FROM dinnerbell.progress WHERE next_offset = 0";
     wait_until("partitions are registered", PATIENCE, || job.is_ready() && stack.number(registered) == 3);
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    stop(job);
     let backup = Backup::take(&stack);
     produce(&stack, 0..15);
     delivers(&stack, 15);

@@ -159,10 +159,9 @@ fn a_topic_that_has_lost_the_batch_does_not_prove_that_it_was_not_sent() {
     assert!(text.contains("it is given up, and not sent again"), "{text}");
     assert_eq!(stack.read_triggers().len(), 0);
     produce_to(&stack, 5..10, |_| 0);
-    let mut job = Job::spawn(&stack, &["run"]);
+    let job = Job::spawn(&stack, &["run"]);
     wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= 100 && LOAD.is_in_postgres(&stack, 10));
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    stop(job);
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 200);
     assert_eq!(stack.read_triggers().len(), 100);
 }

@@ -134,11 +134,10 @@ fn an_output_topic_that_goes_under_load_is_told_and_made_anew() {
     let (what, _) = halted(&stack, &mut job);
     assert!(what.contains("topic triggers does not exist in Kafka"), "{what}");
     Job::run(&stack, &["init"]);
-    let mut job = Job::spawn(&stack, &["run"]);
+    let job = Job::spawn(&stack, &["run"]);
     let rows = 15 * LOAD.subscribers;
     wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= rows);
-    job.term();
-    assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
+    stop(job);
     // What the deleted topic held is gone with it; each of the others is there once.
     assert_eq!((before, stack.read_triggers().len()), (rows, rows));
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::super::campaigns::{Campaign, client, restaurant};
@@ -100,6 +101,12 @@ fn producer(bootstrap: &str) -> BaseProducer {
     config.create().expect("the settings are valid")
 }
 
+/// What a message may carry: a name twice, no value, and a name that dead letters are labelled with.
+fn headers(key: &str) -> OwnedHeaders {
+    let headers = [("trace", Some(key)), ("trace", None), ("dinnerbell.offset", Some("77")), ("", Some(""))];
+    headers.into_iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value }))
+}
+
 struct Hand {
     topic: String,
     producer: BaseProducer,
@@ -157,8 +164,12 @@ impl Hand {
         let (value, rows) = self.message(quiet, flood);
         self.number += 1;
         let key = format!("key-{}", self.number % 97);
-        let mut record = BaseRecord::<str, [u8]>::to(&self.topic).key(&key).partition(partition as i32);
+        let mut record = BaseRecord::<str, [u8]>::to(&self.topic).partition(partition as i32);
         record.payload = value.as_deref();
+        record.key = (!self.number.is_multiple_of(5)).then_some(key.as_str());
+        if self.number.is_multiple_of(3) {
+            record.headers = Some(headers(&key));
+        }
         while let Err((_, refused)) = self.producer.send(record) {
             // The queue is full: the broker is away.
             self.producer.poll(Duration::from_millis(50));

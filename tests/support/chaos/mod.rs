@@ -28,6 +28,7 @@ use super::stack::Stack;
 
 use faults::Faults;
 use feeder::Feeder;
+pub use replica::Death;
 use replica::Slots;
 use report::Tally;
 use sampler::Sampler;
@@ -78,6 +79,9 @@ pub struct Options {
     /// Keeps the logs also where nothing was found
     #[arg(long)]
     pub keep_logs: bool,
+    /// The output column that becomes the record's key; without it records have none
+    #[arg(long)]
+    pub key: Option<String>,
     /// How long the job may take to catch up when the faults have stopped, in seconds
     #[arg(long, default_value_t = 120)]
     pub catch_up: u64,
@@ -244,6 +248,9 @@ fn prepare(options: &Options, seed: u64, servers: &Servers) -> (Stack, Model) {
     stack.set("batch", "max_messages", 10);
     stack.set("lookup", "refresh", "2s");
     stack.set("job", "instance", "${DINNERBELL_TEST_INSTANCE:-}");
+    if let Some(key) = &options.key {
+        stack.set("sink.kafka", "key", key.as_str());
+    }
     stack.execute(&format!("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> '{REFUSED}')"));
     let subscriptions = feeder::subscriptions(seed);
     let pairs = || {
@@ -256,7 +263,8 @@ fn prepare(options: &Options, seed: u64, servers: &Servers) -> (Stack, Model) {
     stack.subscribe(pairs().step_by(7));
     super::job::Job::run(&stack, &["init"]);
     audit::install(&stack);
-    let model = Model { subscriptions, refused_content: Some(REFUSED.into()), now: super::witness::now() };
+    let (refused_content, key) = (Some(REFUSED.into()), options.key.clone());
+    let model = Model { subscriptions, refused_content, key, now: super::witness::now() };
     (stack, model)
 }
 

@@ -34,13 +34,15 @@ pub struct Slots<'a> {
     options: &'a Options,
     random: fastrand::Rng,
     places: Vec<Place>,
-    /// Deaths at each step.
+    /// Deaths at each step: by a SIGKILL that nobody here has sent.
     hits: BTreeMap<&'static str, u64>,
     /// Everything else that happened to replicas.
     counts: BTreeMap<&'static str, u64>,
     deaths: u64,
     peak: u64,
     looked: Instant,
+    /// What the kernel had killed for want of memory before the first start.
+    out_of_memory: Option<u64>,
     /// The faults are over: nobody is armed or killed any more.
     calm: bool,
     seen: Arc<Seen>,
@@ -68,6 +70,37 @@ struct Life {
     frozen: Option<Instant>,
     thawed: bool,
     termed: bool,
+    /// Why we have sent it SIGKILL, where we have.
+    killed: Option<&'static str>,
+}
+
+/// How a life ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It killed itself, at the step that it was armed for.
+    Step(&'static str),
+    /// We did, for this reason.
+    Killed(&'static str),
+    /// In order, as asked to.
+    Drained,
+    /// By the SIGTERM for which it did not listen yet.
+    Termed,
+    /// By itself.
+    Strange,
+}
+
+impl Death {
+    /// A process that is armed for a step and dies by SIGKILL died there only if nobody else has sent one: we have not, see
+    /// `killed`, and the kernel says at the end of the run whether it has.
+    pub fn of(status: ExitStatus, step: Option<&'static str>, killed: Option<&'static str>, termed: bool) -> Death {
+        match (status.signal(), killed, step, status.code()) {
+            (Some(libc::SIGKILL), Some(why), ..) => Death::Killed(why),
+            (Some(libc::SIGKILL), None, Some(step), _) => Death::Step(step),
+            (None, _, _, Some(0)) if termed => Death::Drained,
+            (Some(libc::SIGTERM), ..) if termed => Death::Termed,
+            _ => Death::Strange,
+        }
+    }
 }
 
 impl<'a> Slots<'a> {
@@ -91,6 +124,7 @@ impl<'a> Slots<'a> {
             deaths: 0,
             peak: 0,
             looked: Instant::now(),
+            out_of_memory: out_of_memory(),
             calm: false,
             seen,
             network,
@@ -101,7 +135,7 @@ impl<'a> Slots<'a> {
     pub fn tick(&mut self, to: &mut Examination) {
         for place in 0..self.places.len() {
             self.bury(place, to);
-            self.carry_out(place);
+            self.carry_out(place, to);
             self.bear(place);
         }
         self.places.retain(|place| place.life.is_some() || place.extra.is_none_or(|until| Instant::now() < until));
@@ -149,7 +183,7 @@ impl<'a> Slots<'a> {
             let Some(life) = &self.places[place].life else { continue };
             process::send(&life.child, libc::SIGCONT);
             if life.plan.step.is_some() || life.termed || self.places[place].extra.is_some() {
-                self.kill(place, "kill -9 at a random moment");
+                self.kill(place, "kill -9 at a random moment", to);
             }
         }
         self.calm = true;
@@ -170,7 +204,7 @@ impl<'a> Slots<'a> {
                 self.bury(place, to);
             } else {
                 to.find("stop", format!("replica {place} still runs {STOPS_WITHIN:?} after SIGTERM"));
-                self.kill(place, "kill -9 after SIGTERM");
+                self.kill(place, "kill -9 after SIGTERM", to);
             }
         }
     }
@@ -187,6 +221,12 @@ impl<'a> Slots<'a> {
         tally.fact("CPU seconds of replicas", cpu_of_children());
         if self.peak > memory_limit {
             to.find("I7", format!("a replica had {} MiB at once, more than {memory_limit}", self.peak));
+        }
+        if out_of_memory() != self.out_of_memory {
+            to.find(
+                "harness",
+                "the kernel has killed a process for want of memory: deaths at steps may be no such deaths",
+            );
         }
         let mut told: BTreeMap<String, u64> = BTreeMap::new();
         for line in self.log_lines() {
@@ -229,18 +269,21 @@ impl<'a> Slots<'a> {
         let Some(life) = &mut self.places[place].life else { return };
         let Some(status) = life.child.try_wait().expect("it is our child") else { return };
         let step = life.plan.step.as_ref().map(|(step, _)| *step);
-        let termed = life.termed;
+        let death = Death::of(status, step, life.killed, life.termed);
         self.places[place].last = None;
-        match (status.signal(), step, status.code()) {
-            (Some(libc::SIGKILL), Some(step), _) => {
+        match death {
+            Death::Step(step) => {
                 *self.hits.entry(step).or_default() += 1;
                 self.deaths += 1;
                 self.places[place].last = Some(step);
             }
-            (_, _, Some(0)) if termed => *self.counts.entry("SIGTERM, drained").or_default() += 1,
-            // It did not listen yet.
-            (Some(libc::SIGTERM), ..) if termed => *self.counts.entry("SIGTERM, during the start").or_default() += 1,
-            _ => self.strange(place, status, to),
+            Death::Killed(how) => {
+                *self.counts.entry(how).or_default() += 1;
+                self.deaths += 1;
+            }
+            Death::Drained => *self.counts.entry("SIGTERM, drained").or_default() += 1,
+            Death::Termed => *self.counts.entry("SIGTERM, during the start").or_default() += 1,
+            Death::Strange => self.strange(place, status, to),
         }
         self.end(place);
     }
@@ -257,18 +300,19 @@ impl<'a> Slots<'a> {
         }
     }
 
-    fn kill(&mut self, place: usize, how: &'static str) {
-        if let Some(life) = &mut self.places[place].life {
+    /// SIGKILL, unless it has ended before: then by what it ended by itself.
+    fn kill(&mut self, place: usize, how: &'static str, to: &mut Examination) {
+        if let Some(life) = &mut self.places[place].life
+            && life.child.try_wait().expect("it is our child").is_none()
+        {
+            life.killed = Some(how);
             life.child.kill().and_then(|()| life.child.wait()).expect("it is our child");
-            *self.counts.entry(how).or_default() += 1;
-            self.deaths += 1;
-            self.places[place].last = None;
-            self.end(place);
         }
+        self.bury(place, to);
     }
 
     /// Does what the plan says for now.
-    fn carry_out(&mut self, place: usize) {
+    fn carry_out(&mut self, place: usize, to: &mut Examination) {
         let calm = self.calm;
         let extra_ends = self.places[place].extra.is_some_and(|until| Instant::now() >= until);
         let log = self.log(self.places[place].number);
@@ -313,6 +357,7 @@ impl<'a> Slots<'a> {
                     (_, true) => "kill -9, away beyond the session timeout",
                     (_, false) => "kill -9 at a random moment",
                 },
+                to,
             );
         }
     }
@@ -347,6 +392,7 @@ impl<'a> Slots<'a> {
             frozen: None,
             thawed: false,
             termed: false,
+            killed: None,
         });
     }
 
@@ -393,6 +439,12 @@ fn says(file: &Path, from: u64, text: &str) -> bool {
     let mut log = Vec::new();
     let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut log));
     read.is_ok() && String::from_utf8_lossy(&log).contains(text)
+}
+
+/// How many processes the kernel has ever killed for want of memory; `None` where it does not say.
+fn out_of_memory() -> Option<u64> {
+    let counters = std::fs::read_to_string("/proc/vmstat").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
 }
 
 /// The most memory that the process has had at once, in MiB; `None` when it has just ended.

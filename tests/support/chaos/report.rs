@@ -148,11 +148,12 @@ pub fn append(file: &Path, tally: &Tally) {
 /// What repeats the run's plan.
 pub fn command(options: &Options, seed: u64) -> String {
     let Options { minutes, cycles, rows, per_step, at_most, replicas, partitions, .. } = options;
-    let Options { malformed, rate, dynamic, life, fault_every, memory, catch_up, .. } = options;
+    let Options { malformed, rate, dynamic, life, fault_every, memory, catch_up, key, .. } = options;
+    let key = key.as_ref().map(|key| format!(" --key {key}")).unwrap_or_default();
     format!(
         "make chaos ARGS='--seed {seed} --minutes {minutes} --cycles {cycles} --rows {rows} --per-step {per_step} \
          --at-most {at_most} --replicas {replicas} --partitions {partitions} --malformed {malformed} --rate {rate} \
-         --dynamic {dynamic} --life {life} --fault-every {fault_every} --memory {memory} --catch-up {catch_up}'"
+         --dynamic {dynamic} --life {life} --fault-every {fault_every} --memory {memory} --catch-up {catch_up}{key}'"
     )
 }
 

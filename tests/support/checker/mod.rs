@@ -3,8 +3,8 @@
 //!
 //! | name | promise |
 //! |---|---|
-//! | I1 | both sinks hold the same rows, and those are the model's: none lost, none doubled, none different |
-//! | I2 | every input offset has one outcome, the model's: rows, dead letters, and what the ledger counted |
+//! | I1 | both sinks hold the same rows, and those are the model's: none lost, none doubled, none different, under the right keys |
+//! | I2 | every input offset has one outcome, the model's: rows, dead letters (whole messages), and what the ledger counted |
 //! | I3 | `next_offset` never goes back |
 //! | I4 | Kafka's offset is never ahead of the ledger's |
 //! | I5 | advances tile each partition, without gap and without overlap |
@@ -38,7 +38,8 @@ pub type Stream<'a, T> = Box<dyn Fn(&mut dyn FnMut(T)) + Send + Sync + 'a>;
 /// All that is looked at.
 pub struct Evidence<'a> {
     pub model: &'a Model,
-    /// The topic of campaigns, whole.
+    /// The topic of campaigns: its name, and all of it.
+    pub source: &'a str,
     pub input: Stream<'a, Record>,
     /// The sink table's rows as JSON, by Postgres's own writer.
     pub table: Stream<'a, String>,

@@ -124,8 +124,10 @@ impl Topic {
         let mut counts: BTreeMap<i32, Vec<u32>> =
             expected.messages.iter().map(|(partition, messages)| (*partition, vec![0; messages.len()])).collect();
         let (mut strange, mut late) = (Examples::default(), Examples::default());
+        let (mut misplaced, mut adorned) = (Examples::default(), Examples::default());
         (evidence.committed)(&mut |record| {
             let row = record.value.as_deref().unwrap_or_default();
+            look_beside(evidence, &record, &mut misplaced, &mut adorned);
             offsets.insert(record.partition, record.offset);
             whole.push(digest(row));
             let split = split_time(row);
@@ -145,10 +147,30 @@ impl Topic {
         whole.sort_unstable();
         timeless.sort_unstable();
         strange.report("I1", "records of the output topic come from no message that triggers", to);
+        misplaced.report("I1", KEYS, to);
+        adorned.report("I1", HEADERS, to);
         late.report("I1", "rows have another time than the stored part of their message", to);
         miscounted(&counts, expected, to);
         to.fact("rows in the topic", whole.len() as u64);
         Topic { whole, timeless, offsets }
+    }
+}
+
+const KEYS: &str = "records of the output topic have another key than their row";
+const HEADERS: &str = "records of the output topic have headers";
+
+/// A record's key and headers: the one that the settings name, and none.
+fn look_beside(evidence: &Evidence<'_>, record: &Record, misplaced: &mut Examples, adorned: &mut Examples) {
+    let (row, shown) = (record.value.as_deref().unwrap_or_default(), String::from_utf8_lossy);
+    let key = evidence.model.key_of(row);
+    if record.key != key {
+        misplaced.add(|| {
+            let [found, wanted] = [&record.key, &key].map(|key| key.as_deref().map(shown));
+            format!("{found:?} instead of {wanted:?} with {}", shown(row))
+        });
+    }
+    if !record.headers.is_empty() {
+        adorned.add(|| format!("{:?} with {}", record.headers, shown(row)));
     }
 }
 
@@ -182,12 +204,14 @@ fn aborted(
     to: &mut Examination,
 ) {
     let (mut wrong, mut changed) = (Examples::default(), Examples::default());
+    let (mut misplaced, mut adorned) = (Examples::default(), Examples::default());
     let (mut count, mut refused, mut of_stored, mut in_parts) = (0, 0, 0, BTreeSet::new());
     (evidence.uncommitted)(&mut |record| {
         if offsets.contains(record.partition, record.offset) {
             return;
         }
         count += 1;
+        look_beside(evidence, &record, &mut misplaced, &mut adorned);
         let row = record.value.as_deref().unwrap_or_default();
         let shown = || String::from_utf8_lossy(row).into_owned();
         let Some((timeless, time)) = split_time(row) else { return wrong.add(shown) };
@@ -208,6 +232,8 @@ fn aborted(
             }
         }
     });
+    misplaced.report("I6", KEYS, to);
+    adorned.report("I6", HEADERS, to);
     wrong.report("I6", "aborted records are no rows of the model", to);
     changed.report("I6", "aborted records of a stored part do not stand committed, byte for byte", to);
     to.fact("aborted records", count);

@@ -21,6 +21,7 @@ use super::{Evidence, Stream};
 pub fn of_stack<'a>(stack: &'a Stack, model: &'a Model, sent_again: Vec<(i32, i64, i64)>) -> Evidence<'a> {
     Evidence {
         model,
+        source: &stack.campaigns,
         input: topic(stack, &stack.campaigns, true),
         table: Box::new(|each| table(stack, each)),
         committed: topic(stack, &stack.triggers, true),
