@@ -134,7 +134,7 @@ pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send
 
 /// What a thread's panic comes to.
 pub fn abnormal<T>(failure: tokio::task::JoinError) -> Result<T> {
-    let what = format!("a Kafka call ended abnormally: {failure}");
+    let what = format!("a blocking call ended abnormally: {failure}");
     Err(Error::Halt { what, remedy: "please report it".into() })
 }
 

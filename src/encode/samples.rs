@@ -64,7 +64,7 @@ pub fn rows() -> impl Strategy<Value = Vec<Row>> {
             proptest::option::of(-10i128.pow(20)..10i128.pow(20)),
         ),
     );
-    proptest::collection::vec((row, 0..4usize), 0..12)
+    proptest::collection::vec((row, 0..12usize), 0..12)
         .prop_map(|runs| runs.into_iter().flat_map(|(row, times)| std::iter::repeat_n(row, times)).collect())
 }
 

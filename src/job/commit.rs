@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use tokio::task::JoinHandle;
 
 use super::engine::Engine;
 use super::output::{Output, PartResult, Work};
@@ -16,7 +15,6 @@ use crate::kafka;
 use crate::ledger::claim::{Tenure, offsets_of};
 use crate::ledger::replay;
 use crate::lookup::LookupSet;
-use crate::sink::kafka::OffsetCommit;
 use crate::source::Cycle;
 use crate::telemetry::metrics::{self, BatchStage, Server};
 
@@ -174,25 +172,24 @@ impl Transaction {
     async fn commit(&self, tenure: &mut Tenure, ready: Ready) -> Result<()> {
         let Ready { steps, parts, rows, late, .. } = ready;
         let offsets = offsets_of(&steps);
-        // Beside the COMMIT in Postgres: nothing of Kafka's transaction counts before its end.
-        let sending = (!late).then(|| self.send_offsets(tenure, offsets.clone()));
         tenure.ledger.advance_and_commit(&tenure.postgres, &steps).await?;
         crate::step!("S7");
         tenure.confirmed.clear();
         tenure.advanced(&steps);
-        if let Some(sending) = sending {
-            sending.await.unwrap_or_else(kafka::abnormal)?;
-            let producer = self.producer.clone();
-            kafka::blocking(move || {
-                crate::step!("S9");
-                producer.commit()
-            })
-            .await?;
-        } else {
+        if late {
             tracing::warn!("Kafka was too slow for one transaction; the batch is sent again from the ledger");
             self.abort_kafka().await?;
             let (ledger, producer, group) = (&tenure.ledger, self.producer.clone(), tenure.group.clone());
             replay::emit(ledger, &tenure.postgres, producer, &parts, offsets, group).await?;
+        } else {
+            let (producer, topic, group) = (self.producer.clone(), tenure.ledger.topic.clone(), tenure.group.clone());
+            kafka::blocking(move || {
+                producer.send_offsets(&topic, &offsets, group.get())?;
+                crate::step!("S8");
+                crate::step!("S9");
+                producer.commit()
+            })
+            .await?;
         }
         crate::step!("S10");
         tenure.confirmed = parts.iter().map(|part| (part.commit_id, part.partition)).collect();
@@ -201,16 +198,6 @@ impl Transaction {
         metrics::rows(Server::Postgres, rows);
         metrics::rows(Server::Kafka, rows);
         Ok(())
-    }
-
-    /// Adds the source topic's offsets to the Kafka transaction, on a thread of their own.
-    fn send_offsets(&self, tenure: &Tenure, offsets: Vec<OffsetCommit>) -> JoinHandle<Result<()>> {
-        let (producer, topic, group) = (self.producer.clone(), tenure.ledger.topic.clone(), tenure.group.clone());
-        tokio::task::spawn_blocking(move || {
-            producer.send_offsets(&topic, &offsets, group.get())?;
-            crate::step!("S8");
-            Ok(())
-        })
     }
 }
 

@@ -138,15 +138,17 @@ async fn prepare(
 async fn try_prepare(config: &Arc<Config>, mission: &Mission) -> Result<Ready> {
     let (postgres, brokers) = tokio::try_join!(store::connect(&config.postgres), setup::brokers(config))?;
     let shape = setup::describe_table(config, &postgres).await?;
-    // Everything the SQL can be blamed for comes before millions of rows are loaded and before the ledger is touched.
+    // Everything the SQL can be blamed for comes before millions of rows are loaded, and those before the ledger says where
+    // the job begins.
     let keys = setup::check_sql(config, mission, &postgres, &shape).await?;
     // Kafka is asked while Postgres makes the lookup tables' rows.
     let rest = async {
         let topics = setup::inspect_topics(config, brokers).await?;
-        let ledger = setup::open_ledger(config, &store::connect(&config.postgres).await?, &topics).await?;
-        Ok((topics, ledger))
+        let opened = setup::open_ledger(config, &topics).await?;
+        Ok((topics, opened))
     };
-    let (lookups, (topics, ledger)) = tokio::try_join!(setup::load_lookups(mission, &postgres, keys), rest)?;
+    let (lookups, (topics, opened)) = tokio::try_join!(setup::load_lookups(mission, &postgres, keys), rest)?;
+    let ledger = opened.register().await?;
     Ok(Ready { topics, shape, lookups: Arc::new(lookups), ledger: Arc::new(ledger) })
 }
 

@@ -46,9 +46,11 @@ impl Transaction {
                 metadata: ledger.metadata(held.epoch, self.id),
             });
         }
-        // Sent together: nobody waits for one before the next.
+        // Sent together: nobody waits for one before the next. Confirmed parts go no earlier than here: whoever stands still
+        // in a COPY must not hold locks on what the next owner deletes as well.
         let stored = parts.iter().map(|(part, facts)| ledger.insert_part(postgres, part, facts));
-        futures::future::try_join_all(stored).await?;
+        let stored = futures::future::try_join_all(stored);
+        futures::try_join!(ledger.delete_parts(postgres, &tenure.confirmed), stored)?;
         steps.sort_by_key(|step| step.partition);
         Ok((steps, parts.into_iter().map(|(part, _)| part).collect()))
     }

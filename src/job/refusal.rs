@@ -141,7 +141,7 @@ async fn try_rows(
     let works = [some];
     let mut output = Output::new(engine, &works, now, lookups);
     let trial = async {
-        let statement = postgres.prepare(&plan.statement).await.map_err(Error::postgres("preparing a trial COPY"))?;
+        let statement = postgres.prepared(&plan.statement).await.map_err(Error::postgres("preparing a trial COPY"))?;
         let mut copy = Copy::begin(postgres, &statement, &plan).await?;
         while let Some(piece) = output.next().await? {
             if let Piece::Rows { batch, .. } = piece {

@@ -264,8 +264,7 @@ pub async fn check_sql(
     postgres: &Connection,
     shape: &TableShape,
 ) -> Result<LookupKeys> {
-    let described = describe_lookups(mission, postgres).await?;
-    let transform = compile_query(config, mission, &described).await?;
+    let transform = compile_query(config, mission, &describe_lookups(mission, postgres).await?).await?;
     fit(config, mission, &transform, shape)?;
     Ok(transform.lookup_keys())
 }
@@ -281,8 +280,7 @@ pub async fn describe_lookups(mission: &Mission, postgres: &Connection) -> Resul
 
 /// What `triggers.sql` joins the lookup tables by.
 pub async fn lookup_keys(config: &Config, mission: &Mission, postgres: &Connection) -> Result<LookupKeys> {
-    let described = describe_lookups(mission, postgres).await?;
-    Ok(compile_query(config, mission, &described).await?.lookup_keys())
+    Ok(compile_query(config, mission, &describe_lookups(mission, postgres).await?).await?.lookup_keys())
 }
 
 /// Loads every lookup table once, to be joined by `keys`.
@@ -294,15 +292,23 @@ pub async fn load_lookups(mission: &Mission, postgres: &Connection, keys: Lookup
     lookups
 }
 
-/// Opens the ledger and, at the first start of this group on this topic, registers all partitions at once.
+/// A ledger that is open, and where its partitions start if they are not registered yet.
+pub struct Opened {
+    ledger: Ledger,
+    postgres: Connection,
+    starts: Option<Vec<(i32, i64)>>,
+}
+
+/// Opens the ledger. Nothing is decided by it: that does [`Opened::register`].
 ///
 /// # Errors
 /// [`Error::Halt`] where Kafka holds offsets for a group that the ledger doesn't know, unless `start = "committed"`.
-pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &Topics) -> Result<Ledger> {
-    store::create(postgres, &config.ledger_schema).await?;
+pub async fn open_ledger(config: &Arc<Config>, topics: &Topics) -> Result<Opened> {
+    let postgres = store::connect(&config.postgres).await?;
+    store::create(&postgres, &config.ledger_schema).await?;
     let source = &config.source;
     let ledger = Ledger::open(
-        postgres,
+        &postgres,
         &config.ledger_schema,
         &topics.cluster_id,
         &source.group_id,
@@ -310,21 +316,28 @@ pub async fn open_ledger(config: &Arc<Config>, postgres: &Connection, topics: &T
         &topics.topic_id,
     )
     .await?;
-    if ledger.registered(postgres).await?.is_empty() {
-        if ledger.has_parts(postgres).await? {
+    let mut starts = None;
+    if ledger.registered(&postgres).await?.is_empty() {
+        if ledger.has_parts(&postgres).await? {
             return Err(ledger_lost(&source.group_id, &ledger.job, &ledger.job));
         }
         let (asked, count, job) = (config.clone(), topics.partitions, ledger.job.clone());
-        let starts = kafka::blocking(move || first_offsets(&asked, count, Some(&job))).await?;
-        ledger.register(postgres, &starts).await?;
-        tracing::info!(
-            group = source.group_id,
-            topic = source.topic,
-            ?starts,
-            "first start: partitions registered in the ledger"
-        );
+        starts = Some(kafka::blocking(move || first_offsets(&asked, count, Some(&job))).await?);
     }
-    Ok(ledger)
+    Ok(Opened { ledger, postgres, starts })
+}
+
+impl Opened {
+    /// Registers all partitions at once, at the first start of this group on this topic.
+    pub async fn register(self) -> Result<Ledger> {
+        let Opened { ledger, postgres, starts } = self;
+        if let Some(starts) = starts {
+            ledger.register(&postgres, &starts).await?;
+            let (group, topic) = (&ledger.group_id, &ledger.topic);
+            tracing::info!(group, topic, ?starts, "first start: partitions registered in the ledger");
+        }
+        Ok(ledger)
+    }
 }
 
 /// A consumer that asks for the group's offsets and never joins it.

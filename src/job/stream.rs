@@ -92,18 +92,16 @@ impl Transaction {
         let kafka_side = tokio::task::spawn_blocking(self.kafka_side(kafka_inbox)?);
         let now = output.now();
         let pump = self.pump(output, first, to_postgres, to_kafka);
-        // In this order: what the writer sends follows BEGIN without waiting for its answer.
-        let flowed = futures::try_join!(tenure.begin(), pump, writer.write(postgres_inbox));
-        if flowed.is_err() {
-            self.producer.give_up();
-        }
+        let flowed = futures::try_join!(pump, writer.write(postgres_inbox));
         let hold = flowed.is_ok().then_some(&tenure.postgres);
         let stored = async {
-            let ((), (), (written, seconds)) = flowed?;
+            let ((), (written, seconds)) = flowed?;
             metrics::batch_seconds(BatchStage::Postgres, Duration::from_secs_f64(seconds));
             let (steps, parts) = self.store(tenure, works, now, &written, &output.results).await?;
             Ok((steps, parts, written.iter().map(|written| written.rows as u64).sum()))
         };
+        // What has failed already needs no acknowledgements.
+        let stored = async { stored.await.inspect_err(|_: &Error| self.producer.give_up()) };
         // Kafka's side also after a failure: the transaction may be aborted only once nothing produces into it any more.
         let (produced, stored) = tokio::join!(self.produced(kafka_side, hold), stored);
         let (steps, parts, rows) = stored?;
@@ -181,14 +179,15 @@ impl Transaction {
         mut kafka_side: JoinHandle<Result<Produced>>,
         hold: Option<&Connection>,
     ) -> Result<Produced> {
+        let mut lost = None;
         loop {
             if let Ok(ended) = tokio::time::timeout(SIGN_OF_LIFE, &mut kafka_side).await {
-                return ended.unwrap_or_else(kafka::abnormal);
+                return lost.map_or_else(|| ended.unwrap_or_else(kafka::abnormal), Err);
             }
-            let Some(postgres) = hold else { continue };
-            if postgres.batch_execute("SELECT").await.is_err() {
-                // Whoever uses the session next hears why; Kafka's transaction comes to nothing with it.
+            let Some(postgres) = hold.filter(|_| lost.is_none()) else { continue };
+            if let Err(error) = postgres.batch_execute("SELECT").await {
                 self.producer.give_up();
+                lost = Some(Error::postgres("waiting for Kafka")(error));
             }
         }
     }

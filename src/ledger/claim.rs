@@ -127,18 +127,14 @@ impl Tenure {
         Ok(())
     }
 
-    /// Opens a Postgres transaction in which confirmed parts go first.
-    pub async fn begin(&self) -> Result<()> {
-        self.ledger.begin(&self.postgres, &self.confirmed).await
-    }
-
     /// Makes progress without output durable, deletes confirmed parts: in Postgres, then in Kafka.
     pub async fn flush(&mut self) -> Result<()> {
         let steps = self.pending();
         if steps.is_empty() && self.confirmed.is_empty() {
             return Ok(());
         }
-        self.begin().await?;
+        self.postgres.batch_execute("BEGIN").await.map_err(Error::postgres("writing progress to the ledger"))?;
+        self.ledger.delete_parts(&self.postgres, &self.confirmed).await?;
         self.ledger.advance_and_commit(&self.postgres, &steps).await?;
         self.confirmed.clear();
         self.advanced(&steps);
@@ -225,12 +221,14 @@ async fn seize(
 ) -> Result<(Tenure, Vec<(i32, Seen)>)> {
     let ledger = claimant.ledger.clone();
     let [first, second] = &claimant.transactional_ids;
-    let ((), a, b, postgres) = tokio::try_join!(
+    // To the end of each: one that went on by itself could fence the producers of the next claim.
+    let (topic, a, b, postgres) = tokio::join!(
         check_topic(claimant),
         open(claimant, first),
         open(claimant, second),
         connect(&claimant.config.postgres)
-    )?;
+    );
+    let ((), a, b, postgres) = (topic?, a?, b?, postgres?);
     register_new(claimant, &postgres, partitions).await?;
     let claimed = ledger.take(&postgres, partitions, &claimant.transactional_ids).await?;
     if claimed.len() != partitions.len() {

@@ -26,7 +26,7 @@
 //! | S5 | all records acknowledged, all rows copied, constraints checked, parts stored; before `advance` | the same |
 //! | S6 | `advance` and COMMIT sent, no reply | either nothing happened (as S5) or everything (as S7); the next claim reads which, behind the row locks |
 //! | S7 | Postgres has committed | rows visible in Postgres, Kafka's transaction aborted by fencing; the stored part is sent again, byte for byte |
-//! | S8 | offsets sent into the Kafka transaction, beside S6 and S7 | as S6 |
+//! | S8 | offsets sent into the Kafka transaction | as S7 |
 //! | S9 | EndTxn sent, no reply | the broker ends it either way; the next claim fences first, then reads the stable offsets: as S7 or as S10 |
 //! | S10 | Kafka has committed | confirmed; the next claim finds Kafka at `next_offset` and deletes the part |
 //! | S11 | confirmed parts deleted | confirmed |

@@ -12,21 +12,41 @@ use crate::error::{Error, Result};
 use crate::postgres::Connection;
 
 impl Ledger {
-    /// Opens the transaction of a commit, in which `confirmed` parts go first: one round trip for both.
-    pub async fn begin(&self, client: &Connection, confirmed: &[(Uuid, i32)]) -> Result<()> {
-        let begin =
-            async { client.batch_execute("BEGIN").await.map_err(Error::postgres("beginning a Postgres transaction")) };
-        // Polled in this order, and sent in the order of the first polls.
-        futures::try_join!(begin, self.delete_parts(client, confirmed)).map(drop)
+    /// Prepares the statements of a commit, once per connection. None of them may have to be prepared when it is sent behind
+    /// another without waiting: it would come late, and its error might hide the cause.
+    pub async fn prepare(&self, client: &Connection) -> Result<()> {
+        let [delete, chunk, part] = [self.delete_sql(), self.chunk_sql(), self.part_sql()];
+        let prepared = futures::try_join!(client.prepared(&delete), client.prepared(&chunk), client.prepared(&part));
+        prepared.map(drop).map_err(Error::postgres("preparing the ledger's statements"))
+    }
+
+    fn delete_sql(&self) -> String {
+        format!(
+            "WITH gone AS (DELETE FROM {0}.chunks WHERE commit_id = $1 AND partition = ANY($2)) \
+             DELETE FROM {0}.parts WHERE commit_id = $1 AND partition = ANY($2)",
+            self.schema
+        )
+    }
+
+    fn chunk_sql(&self) -> String {
+        format!(
+            "INSERT INTO {}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, $4, $5)",
+            self.schema
+        )
+    }
+
+    fn part_sql(&self) -> String {
+        format!(
+            "INSERT INTO {}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, format, \
+               previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, output_key, letter_topic) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, $13, $14, $15, $16, $17, $18)",
+            self.schema
+        )
     }
 
     /// Deletes parts whose Kafka commit was seen.
     pub async fn delete_parts(&self, client: &Connection, commits: &[(Uuid, i32)]) -> Result<()> {
-        let sql = format!(
-            "WITH gone AS (DELETE FROM {0}.chunks WHERE commit_id = $1 AND partition = ANY($2)) \
-             DELETE FROM {0}.parts WHERE commit_id = $1 AND partition = ANY($2)",
-            self.schema
-        );
+        let sql = self.delete_sql();
         // All of one commit, but for those that were found at a claim.
         for parts in commits.chunk_by(|a, b| a.0 == b.0) {
             let partitions: Vec<i32> = parts.iter().map(|part| part.1).collect();
@@ -45,22 +65,14 @@ impl Ledger {
         kind: ChunkKind,
         body: &[u8],
     ) -> Result<()> {
-        let sql = format!(
-            "INSERT INTO {}.chunks (commit_id, partition, number, kind, body) VALUES ($1, $2, $3, $4, $5)",
-            self.schema
-        );
+        let sql = self.chunk_sql();
         let values: [&(dyn ToSql + Sync); 5] = [&commit, &partition, &number, &kind.as_str(), &body];
         let stored = async { client.execute(&client.prepared(&sql).await?, &values).await };
         stored.await.map(drop).map_err(Error::postgres("storing a chunk in the ledger"))
     }
 
     pub async fn insert_part(&self, client: &Connection, part: &PartHead, facts: &PartFacts) -> Result<()> {
-        let sql = format!(
-            "INSERT INTO {}.parts (commit_id, cluster_id, group_id, topic_id, partition, from_offset, to_offset, format, \
-               previous_metadata, rows, letters, outcomes, triggered_at, sql_hash, sink_table, output_topic, output_key, letter_topic) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, $13, $14, $15, $16, $17, $18)",
-            self.schema
-        );
+        let sql = self.part_sql();
         let outcomes = facts.outcomes.to_string();
         let values: [&(dyn ToSql + Sync); 18] = [
             &part.commit_id,

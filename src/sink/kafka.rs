@@ -117,7 +117,6 @@ impl Producer {
         } else if self.producer.context().tainted.load(Ordering::SeqCst) {
             return Err(Error::Claim { what: "the connection to Kafka was in trouble".into() });
         }
-        self.given_up.store(false, Ordering::SeqCst);
         self.producer.context().open.store(true, Ordering::SeqCst);
         self.producer.begin_transaction().map_err(Error::kafka("beginning a Kafka transaction"))
     }
@@ -238,6 +237,7 @@ impl Producer {
     /// The transaction has ended. What its connections have had to say was said before its end.
     fn closed(&self) {
         self.serve();
+        self.given_up.store(false, Ordering::SeqCst);
         self.producer.context().open.store(false, Ordering::SeqCst);
     }
 }

@@ -56,6 +56,7 @@ pub struct Writer<'a> {
     written: Vec<Written>,
     slice: Vec<(usize, RecordBatch)>,
     slice_rows: usize,
+    begun: bool,
     started: bool,
 }
 
@@ -72,6 +73,7 @@ impl<'a> Writer<'a> {
             .prepared(&plan.statement)
             .await
             .map_err(Error::postgres(format!("preparing the COPY into {}", plan.table)))?;
+        ledger.prepare(client).await?;
         let written = vec![Written::default(); partitions.len()];
         Ok(Writer {
             client,
@@ -83,11 +85,12 @@ impl<'a> Writer<'a> {
             written,
             slice: Vec::new(),
             slice_rows: 0,
+            begun: false,
             started: false,
         })
     }
 
-    /// Writes all that comes, and checks deferred constraints at the end. Nothing is committed.
+    /// Opens the transaction, writes all that comes, and checks deferred constraints at the end. Nothing is committed.
     ///
     /// # Errors
     /// [`Error::Postgres`]; whether it is a refusal of the rows is for [`refusal`] to say.
@@ -98,6 +101,7 @@ impl<'a> Writer<'a> {
         while let Some(piece) = next {
             next = match piece {
                 Piece::Letters { part, letters } => {
+                    self.begin().await?;
                     let batch = dead_letter::to_record_batch(&letters)?;
                     self.written[part].letters += letters.len() as i64;
                     let number = self.number(part);
@@ -114,6 +118,7 @@ impl<'a> Writer<'a> {
             };
         }
         if !checked {
+            self.begin().await?;
             self.check_constraints().await?;
         }
         Ok((self.written, began.elapsed().as_secs_f64()))
@@ -126,7 +131,9 @@ impl<'a> Writer<'a> {
         batch: RecordBatch,
         inbox: &mut mpsc::Receiver<Piece>,
     ) -> Result<(Copy, Option<Piece>)> {
-        let mut copy = Copy::begin(self.client, &self.copy, self.plan).await?;
+        // COPY follows BEGIN without waiting; its rows wait for both answers.
+        let (client, statement, plan) = (self.client, self.copy.clone(), self.plan);
+        let ((), mut copy) = futures::try_join!(self.begin(), Copy::begin(client, &statement, plan))?;
         let mut next = Some(Piece::Rows { part, batch, messages: None });
         while let Some(Piece::Rows { part, batch, .. }) = next {
             copy.rows(&batch).await?;
@@ -171,6 +178,15 @@ impl<'a> Writer<'a> {
             });
         }
         crate::step!("S4");
+        Ok(())
+    }
+
+    /// BEGIN, once.
+    async fn begin(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.begun, true) {
+            let begun = self.client.batch_execute("BEGIN").await;
+            begun.map_err(Error::postgres("beginning a Postgres transaction"))?;
+        }
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl RowProducer {
                 too_large.push(before + row);
             }
         }
-        producer.produce_all(&self.to.topic, records)
+        producer.produce_all(&self.to.topic, &records)
     }
 }
 

@@ -2,12 +2,20 @@
 //! them away one by one and shows that these tests, or those of the steps and faults, notice.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "failpoints")]
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+#[cfg(feature = "failpoints")]
+use dinnerbell::config::Config;
 use dinnerbell::error::{Action, Error, Result};
 use dinnerbell::kafka::GroupMetadata;
+#[cfg(feature = "failpoints")]
+use dinnerbell::ledger::claim::{Claimant, claim};
 use dinnerbell::ledger::store::{Ledger, Step, create};
 use dinnerbell::sink::kafka::{OffsetCommit, Producer};
+#[cfg(feature = "failpoints")]
+use dinnerbell::source::{Event, Source};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use uuid::Uuid;
@@ -231,6 +239,63 @@ fn a_claim_waits_for_offsets_to_be_stable() {
     job.term();
     assert_eq!(job.wait(PATIENCE).code(), Some(0), "{}", job.stderr());
     LOAD.verify(&stack, 20);
+}
+
+/// A claim reads the ledger first and Kafka then. Another one in between makes them contradict each other, which is nothing
+/// that a person has to look at.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_claim_that_another_one_has_overtaken_is_made_again() {
+    let stack = Stack::new("overtaken");
+    LOAD.subscribe(&stack);
+    LOAD.produce(&stack, 0..10);
+    let job = Job::spawn(&stack, &["run"]);
+    LOAD.arrives(&stack, 10);
+    stop(job);
+    let keys = stack.rows("SELECT cluster_id, topic_id FROM dinnerbell.progress WHERE partition = 0");
+    let [cluster, topic] = [0, 1].map(|column| keys[0][column].clone().unwrap());
+    let other = producer(&stack, "other");
+    let refused = block_on(async move {
+        let config = Arc::new(Config::load(Some(&stack.config())).unwrap());
+        let session = connect(&stack.url).await;
+        let ledger =
+            Ledger::open(&session, "dinnerbell", &cluster, &stack.group, &stack.campaigns, &topic).await.unwrap();
+        let mut source = Source::open(&config, 0, 3).unwrap();
+        let (partitions, group) = loop {
+            if let Event::Assigned { partitions, group: Some(group), .. } = source.next().await {
+                break (partitions, Arc::new(group));
+            }
+        };
+        let claimant = Claimant {
+            config,
+            producer: Arc::new([("bootstrap.servers".into(), stack.bootstrap.clone())].into()),
+            ledger: Arc::new(ledger.clone()),
+            transactional_ids: ["a", "b"].map(|id| format!("{}.{id}", stack.group)),
+            consumer: source.consumer(),
+        };
+        // The last owner is fenced, and before Kafka's offsets are read another one has claimed and committed.
+        let (url, topic, member) = (stack.url.clone(), stack.campaigns.clone(), group.clone());
+        let overtake = move || {
+            let (ledger, url) = (ledger.clone(), url.clone());
+            let take = async move { ledger.take(&connect(&url).await, &[0, 1, 2], &["other".into()]).await.unwrap() };
+            let claimed = std::thread::spawn(|| block_on(take)).join().unwrap();
+            let offset = claimed.iter().find(|claimed| claimed.partition == 0).unwrap().progress.next_offset + 1;
+            other.begin().unwrap();
+            other
+                .send_offsets(&topic, &[OffsetCommit { partition: 0, offset, metadata: "other".into() }], member.get())
+                .unwrap();
+            other.commit().unwrap();
+        };
+        fail::cfg_callback("S14", overtake).unwrap();
+        let outcome = claim(&claimant, &partitions, group).await.map(drop);
+        fail::remove("S14");
+        drop(claimant);
+        tokio::task::spawn_blocking(move || source.close()).await.unwrap();
+        outcome
+    });
+    let told = refused.as_ref().unwrap_err().to_string();
+    assert!(told.contains("another member has claimed the partitions meanwhile"), "{told}");
+    is_refused(refused);
 }
 
 /// Campaigns of a transaction that was aborted have never been announced.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Campaign, Job, Message, Record, Stack, Witness, client, consume_all, restaurant, stop, taken};
+use crate::support::{
+    Campaign, Job, Message, PATIENCE, Record, Stack, Witness, client, consume_all, restaurant, stop, taken,
+};
 
 fn ring(n: usize, content: &str) -> Campaign {
     Campaign { content: content.to_owned(), ..Campaign::new(n, restaurant(1)) }
@@ -110,6 +112,28 @@ fn a_refusal_while_rows_are_queued_for_kafka_is_no_trouble() {
     assert!(!told.contains("paused: ") && !told.contains("claiming the partitions anew"), "{told}");
     assert_eq!(stack.read_dead_letters().len(), 1);
     assert_eq!(Witness::DOCUMENTED.rows(&stack).len(), 9 * 20);
+}
+
+/// The first commit on a new connection has confirmed parts to delete: what a crash after Kafka's commit leaves.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_refusal_in_the_first_commit_after_a_crash_is_no_trouble() {
+    use std::os::unix::process::ExitStatusExt;
+    let stack = Stack::new("refused_first");
+    stack.execute("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> 'rude')");
+    stack.subscribe((1..=20).map(|n| (client(n), restaurant(1))));
+    stack.produce([Message::of(ring(0, "good").json()).partition(0)]);
+    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S10=return")]);
+    assert_eq!(job.wait(PATIENCE).signal(), Some(libc::SIGKILL), "{}", job.stderr());
+    assert_eq!(stack.number("SELECT count(*) FROM dinnerbell.parts"), 1);
+    let more = [ring(1, "good"), ring(2, "rude"), ring(3, "good")];
+    stack.produce(more.map(|campaign| Message::of(campaign.json()).partition(0)));
+    let mut job = Job::spawn(&stack, &["run"]);
+    taken(&mut job, 3);
+    let told = stop(job);
+    assert!(!told.contains("paused: ") && !told.contains("claiming the partitions anew"), "{told}");
+    assert_eq!(stack.read_dead_letters().len(), 1);
+    assert_eq!(Witness::DOCUMENTED.rows(&stack).len(), 3 * 20);
 }
 
 #[test]

@@ -91,6 +91,18 @@ fn chunks_of_the_first_format_are_read() {
     }
 }
 
+/// Each row of these would be as large as the whole chunk.
+#[test]
+fn runs_of_large_values_are_not_believed() {
+    let large = arrow::array::BinaryArray::from_vec(vec![&[7; 1 << 20]]);
+    let runs = arrow::array::RunArray::<arrow::datatypes::Int32Type>::try_new(&Int32Array::from(vec![1 << 24]), &large);
+    let batch = RecordBatch::try_from_iter([("b", Arc::new(runs.unwrap()) as ArrayRef)]).unwrap();
+    let mut stream = Vec::new();
+    write(&batch, &mut stream).unwrap();
+    let told = unpack(&with_checksum(&stream)).unwrap_err().to_string();
+    assert!(told.contains("rows in a few bytes"), "{told}");
+}
+
 /// A few bytes that claim to be a run of two billion rows.
 #[test]
 fn claimed_runs_are_not_believed() {

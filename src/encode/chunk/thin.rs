@@ -54,7 +54,8 @@ pub(super) fn thin(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 pub(super) fn thick(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     each_column(batch, |field, column| match (field.data_type(), column.as_binary_opt::<i32>()) {
         (DataType::RunEndEncoded(_, values), _) => {
-            if expands_too_far(batch.num_rows(), batch.num_columns()) {
+            let small = has_small_values(values.data_type());
+            if !small || expands_too_far(batch.num_rows(), batch.num_columns()) {
                 return Err(ArrowError::InvalidArgumentError(format!("{} rows in a few bytes", batch.num_rows())));
             }
             let field = Field::new(field.name(), values.data_type().clone(), field.is_nullable())
@@ -83,6 +84,11 @@ fn each_column(
     RecordBatch::try_new_with_options(schema, columns, &options)
 }
 
+/// Types whose values take at most 16 bytes each, however many rows share their text: what runs may be made of.
+fn has_small_values(of: &DataType) -> bool {
+    matches!(of, DataType::Utf8View | DataType::Boolean) || of.primitive_width().is_some_and(|width| width <= 16)
+}
+
 /// Runs can claim any number of rows: never more are made of them than a chunk may have in memory.
 fn expands_too_far(rows: usize, columns: usize) -> bool {
     rows.saturating_mul(columns).saturating_mul(size_of::<u128>()) > MAX_UNPACKED
@@ -90,7 +96,7 @@ fn expands_too_far(rows: usize, columns: usize) -> bool {
 
 /// The first row of each run, where there are few.
 fn run_starts(column: &ArrayRef) -> Option<Vec<u32>> {
-    if column.data_type() == &DataType::Null {
+    if !has_small_values(column.data_type()) {
         return None;
     }
     let most = column.len() / RUN;

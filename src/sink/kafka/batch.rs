@@ -1,5 +1,4 @@
-//! Many records to one topic in one call: librdkafka takes its locks, looks up the topic and reads the clocks once for all
-//! of them, and wakes its broker thread less often.
+//! Many records to one topic in one call: the topic is looked up and locked once for all of them, and their time is read once.
 
 use std::ffi::CString;
 
@@ -25,49 +24,45 @@ impl Producer {
     ///
     /// # Errors
     /// What librdkafka says of a record, or of an earlier one. Which of those after it were taken is not known.
-    pub fn produce_all<'a>(&self, topic: &str, records: impl IntoIterator<Item = Record<'a>>) -> Result<()> {
+    pub fn produce_all(&self, topic: &str, records: &[Record<'_>]) -> Result<()> {
         let handle = Topic::new(self, topic)?;
-        let mut messages = Vec::with_capacity(AT_ONCE);
-        let mut records = records.into_iter().map(|record| message(&record)).peekable();
-        while records.peek().is_some() {
-            messages.clear();
-            messages.extend(records.by_ref().take(AT_ONCE));
-            self.produce_messages(&handle, topic, &mut messages)?;
+        for records in records.chunks(AT_ONCE) {
+            let mut messages: Vec<_> = records.iter().map(message).collect();
+            let mut begin = 0;
+            while begin < messages.len() && !self.has_given_up() {
+                let rest = &mut messages[begin..];
+                let (partition, copied) = (BY_PARTITIONER, ffi::RD_KAFKA_MSG_F_COPY);
+                // SAFETY: the topic and its client are alive; each message points into `records`, and its bytes are copied.
+                let taken = unsafe {
+                    ffi::rd_kafka_produce_batch(handle.native, partition, copied, rest.as_mut_ptr(), rest.len() as i32)
+                };
+                if taken as usize == rest.len() {
+                    break;
+                }
+                // After the first one without room none was taken.
+                begin += self.untaken(topic, rest)?;
+                self.producer.poll(ACK_POLL);
+                self.producer.context().check(topic)?;
+            }
         }
         Ok(())
     }
 
-    fn produce_messages(
-        &self,
-        handle: &Topic<'_>,
-        topic: &str,
-        messages: &mut [ffi::rd_kafka_message_t],
-    ) -> Result<()> {
-        let mut begin = 0;
-        while begin < messages.len() && !self.has_given_up() {
-            let rest = &mut messages[begin..];
-            let (partition, copied) = (BY_PARTITIONER, ffi::RD_KAFKA_MSG_F_COPY);
-            // SAFETY: the topic and its client are alive; each message points to bytes that outlive the call, which copies
-            // them.
-            let taken = unsafe {
-                ffi::rd_kafka_produce_batch(handle.native, partition, copied, rest.as_mut_ptr(), rest.len() as i32)
-            };
-            if taken as usize == rest.len() {
-                return Ok(());
-            }
-            let untaken = rest.iter().position(|message| message.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
-            let Some(untaken) = untaken else { return Ok(()) };
-            let code = RDKafkaErrorCode::from(rest[untaken].err);
-            if code != RDKafkaErrorCode::QueueFull {
+    /// The first message for which there was no room.
+    fn untaken(&self, topic: &str, messages: &[ffi::rd_kafka_message_t]) -> Result<usize> {
+        let failed = |message: &ffi::rd_kafka_message_t| message.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let Some(first) = messages.iter().position(failed) else {
+            return Err(Error::Claim {
+                what: format!("producing to {topic}: librdkafka took fewer records, without a word"),
+            });
+        };
+        match RDKafkaErrorCode::from(messages[first].err) {
+            RDKafkaErrorCode::QueueFull => Ok(first),
+            code => {
                 let error = KafkaError::MessageProduction(code);
-                return Err(self.producer.context().explain(format!("producing to {topic}"), error));
+                Err(self.producer.context().explain(format!("producing to {topic}"), error))
             }
-            // None after the first one without room was taken.
-            begin += untaken;
-            self.producer.poll(ACK_POLL);
-            self.producer.context().check(topic)?;
         }
-        Ok(())
     }
 }
 

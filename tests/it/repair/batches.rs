@@ -66,7 +66,7 @@ fn a_format_newer_than_this_binary() {
     let stack = waiting("format");
     stack.execute("UPDATE dinnerbell.parts SET format = 99");
     let (what, remedy) = halts(&stack);
-    assert!(what.contains("has format 99, this binary reads up to 1"), "{what}");
+    assert!(what.contains("has format 99, this binary reads up to 2"), "{what}");
     assert!(
         remedy.contains("run the newer dinnerbell that wrote it") && remedy.contains("--resend-from-table"),
         "{remedy}"
