@@ -274,16 +274,20 @@ fn a_claim_that_another_one_has_overtaken_is_made_again() {
             consumer: source.consumer(),
         };
         // The last owner is fenced, and before Kafka's offsets are read another one has claimed and committed.
-        let (url, topic, member) = (stack.url.clone(), stack.campaigns.clone(), group.clone());
+        let (settings, topic, member) = (claimant.config.postgres.clone(), stack.campaigns.clone(), group.clone());
         let overtake = move || {
-            let (ledger, url) = (ledger.clone(), url.clone());
-            let take = async move { ledger.take(&connect(&url).await, &[0, 1, 2], &["other".into()]).await.unwrap() };
-            let claimed = std::thread::spawn(|| block_on(take)).join().unwrap();
-            let offset = claimed.iter().find(|claimed| claimed.partition == 0).unwrap().progress.next_offset + 1;
+            // On a runtime of its own: the claim's stands still meanwhile.
+            let (ledger, settings) = (ledger.clone(), settings.clone());
+            let take = async move {
+                let session = dinnerbell::ledger::store::connect(&settings).await.unwrap();
+                ledger.take(&session, &[0, 1, 2], &["other".into()]).await.unwrap()
+            };
+            let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let claimed = std::thread::spawn(move || runtime().block_on(take)).join().unwrap();
+            let next = claimed.iter().find(|claimed| claimed.partition == 0).unwrap().progress.next_offset;
+            let offset = OffsetCommit { partition: 0, offset: next + 1, metadata: "other".into() };
             other.begin().unwrap();
-            other
-                .send_offsets(&topic, &[OffsetCommit { partition: 0, offset, metadata: "other".into() }], member.get())
-                .unwrap();
+            other.send_offsets(&topic, &[offset], member.get()).unwrap();
             other.commit().unwrap();
         };
         fail::cfg_callback("S14", overtake).unwrap();
