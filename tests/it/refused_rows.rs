@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{
-    Campaign, Job, Message, PATIENCE, Record, Stack, Witness, client, consume_all, restaurant, stop, taken,
-};
+use crate::support::{Campaign, Job, Message, Record, Stack, Witness, client, consume_all, restaurant, stop, taken};
 
 fn ring(n: usize, content: &str) -> Campaign {
     Campaign { content: content.to_owned(), ..Campaign::new(n, restaurant(1)) }
@@ -119,6 +117,8 @@ fn a_refusal_while_rows_are_queued_for_kafka_is_no_trouble() {
 #[test]
 fn a_refusal_in_the_first_commit_after_a_crash_is_no_trouble() {
     use std::os::unix::process::ExitStatusExt;
+
+    use crate::support::PATIENCE;
     let stack = Stack::new("refused_first");
     stack.execute("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> 'rude')");
     stack.subscribe((1..=20).map(|n| (client(n), restaurant(1))));

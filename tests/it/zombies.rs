@@ -15,9 +15,9 @@ type Refusal = (&'static str, &'static [&'static str]);
 const IDLE_FOR_LONG: Refusal = ("committing to Postgres: ", &["(SQLSTATE 25P03)", "connection closed"]);
 /// The ledger has the epoch of another claim.
 const OLD_EPOCH: Refusal = ("advancing in the ledger: ", &["(SQLSTATE DB001)"]);
-/// Kafka has the producer epoch of the one who fenced it.
-/// The same, of records that were still on their way; or the ledger's word, where none was.
+/// Kafka's word for records that were still on their way, the ledger's where none was.
 const FENCED_RECORDS: Refusal = ("", &["fenced by a newer instance", "(SQLSTATE DB001)"]);
+/// Kafka has the producer epoch of the one who fenced it.
 const FENCED_OFFSETS: Refusal = ("adding offsets to the Kafka transaction: ", &["fenced by a newer instance"]);
 const FENCED_COMMIT: Refusal = ("committing the Kafka transaction of ", &["fenced by a newer instance"]);
 /// Kafka's group has another member of its name.
