@@ -357,9 +357,10 @@ fn nothing_is_committed_before_kafka_has_acknowledged_it() {
 fn what_postgres_did_not_commit_is_not_in_kafka() {
     let (stack, network) = Stack::behind_proxies("postgres_first");
     LOAD.subscribe(&stack);
-    LOAD.produce(&stack, 0..20);
-    let commit = network.postgres.hold(Match::postgres(".advance("));
     let job = Job::spawn(&stack, &["run"]);
+    wait_until("ready", PATIENCE, || job.is_ready());
+    let commit = network.postgres.hold(Match::postgres(".advance("));
+    LOAD.produce(&stack, 0..20);
     wait_until("all is written and nothing committed", PATIENCE, || commit.injected() == 1);
     assert!(stack.kill_sessions() > 0);
     commit.release();
