@@ -119,7 +119,7 @@ pub async fn inspect_topics(config: &Arc<Config>, brokers: Brokers) -> Result<To
         tracing::warn!("{error}; Kafka's default is assumed");
         names.iter().map(|name| (name.to_string(), DEFAULT_MAX_MESSAGE_BYTES)).collect()
     });
-    if let Some(untold) = untold(&limits, &names.map(String::as_str)) {
+    if let Some(untold) = untold(&limits, &topics) {
         tracing::warn!("{untold}: Kafka's default is assumed; grant DESCRIBE_CONFIGS on it");
     }
     let destination = |topic: &str| Destination {
