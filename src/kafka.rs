@@ -3,6 +3,9 @@
 //! Every call here blocks on the network for at most [`CALL_TIMEOUT`]; async callers go through [`blocking`].
 
 mod certificate;
+// Elsewhere librdkafka brings its own waits, or the C library lacks this one by the monotonic clock.
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
+mod wait;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
