@@ -14,7 +14,7 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
-use crate::source::{Header, Messages};
+use crate::messages::{Header, Messages};
 use crate::{Error, Result};
 
 /// Where a message was found to be bad.
@@ -180,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::MessagesBuilder;
+    use crate::messages::MessagesBuilder;
 
     fn header(name: &str, value: &str) -> Header {
         (name.to_owned(), Some(value.as_bytes().to_vec()))

@@ -4,10 +4,10 @@
 //! Data flows one way, and each folder imports only what stands to its left in the flow:
 //!
 //! ```text
-//! source ──► decode ──► transform (+ lookup) ──► encode ──► sink::postgres, sink::kafka
-//!                │ rejects                              └──► ledger (one Postgres transaction, then one of Kafka)
-//!                ▼
-//!           dead_letter
+//! source (+ decode) ──► transform (+ lookup) ──► encode ──► sink::postgres, sink::kafka
+//!     │ rejects                                      └──► ledger (one Postgres transaction, then one of Kafka)
+//!     ▼
+//! dead_letter
 //! ```
 //!
 //! [`job`] alone joins the parts, and [`repair`] what is left of them when a job has halted; [`ledger`] states the delivery promise and the protocol that keeps it.
@@ -21,13 +21,14 @@ pub mod config;
 pub mod error;
 pub mod offsets;
 
+pub mod messages;
+
 pub mod kafka;
 pub mod postgres;
 
-pub mod source;
-
 pub mod dead_letter;
 pub mod decode;
+pub mod source;
 
 pub mod lookup;
 pub mod transform;

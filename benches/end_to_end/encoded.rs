@@ -15,8 +15,8 @@ use dinnerbell::encode::copy::{self, CopyEncoder};
 use dinnerbell::encode::{chunk, json::JsonRows};
 use dinnerbell::job::setup::{self, Mission, Topics};
 use dinnerbell::ledger::store::{self, Ledger};
+use dinnerbell::messages::MessagesBuilder;
 use dinnerbell::sink::postgres::SLICE_ROWS;
-use dinnerbell::source::MessagesBuilder;
 use futures::TryStreamExt;
 
 use crate::null_job::{Commit, Slice, Span, Spec};
@@ -201,6 +201,7 @@ async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
         ("partition.assignment.strategy", "range"),
         ("session.timeout.ms", "10000"),
         ("queued.max.messages.kbytes", &queued),
+        ("fetch.queue.backoff.ms", "10"),
     ] {
         consumer.insert(key.into(), value.into());
     }

@@ -12,7 +12,7 @@ use arrow::datatypes::{
 };
 use dinnerbell_fuzz::decode::{CampaignSchema, Decoder, Limits};
 use dinnerbell_fuzz::judge::judge;
-use dinnerbell_fuzz::source::MessagesBuilder;
+use dinnerbell_fuzz::messages::MessagesBuilder;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

@@ -16,9 +16,16 @@ pub enum Error {
     Io { doing: String, source: std::io::Error },
     #[error("{what}")]
     Halt { what: String, remedy: String },
+    #[error("{what}")]
+    Claim { what: String },
 }
 
 impl Error {
+    pub fn engine(doing: impl Into<String>) -> impl FnOnce(DataFusionError) -> Error {
+        let doing = doing.into();
+        move |source| Error::Engine { doing, source }
+    }
+
     pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let doing = doing.into();
         move |source| Error::Io { doing, source }

@@ -8,13 +8,15 @@ pub mod decode;
 pub mod error;
 #[path = "../../src/id.rs"]
 mod id;
+#[path = "../../src/messages.rs"]
+pub mod messages;
+#[path = "../../src/offsets.rs"]
+mod offsets;
 /// The second opinion of the decoder's own tests.
 #[path = "../../src/decode/tests/judge.rs"]
 pub mod judge;
 
 /// Stored chunks, without the other encodings.
 pub mod encode;
-/// The messages of a micro-batch, without the consumer.
-pub mod source;
 
 pub use error::{Error, Result};

@@ -27,6 +27,8 @@ pub struct Rows<'m> {
     strings: Strings,
     len: usize,
     unknown: UnknownKeys<'m>,
+    /// What came after each column the last time, the first of all at the end: producers write fields in one order.
+    followers: Vec<usize>,
 }
 
 impl<'m> Rows<'m> {
@@ -34,7 +36,8 @@ impl<'m> Rows<'m> {
     pub fn new(columns: &'m [Column], by_name: &'m HashMap<String, usize>, arena: &Buffer, capacity: usize) -> Self {
         let builders = columns.iter().map(|column| ColumnBuilder::new(column, capacity)).collect();
         let strings = Strings::new(arena.clone());
-        Self { columns, by_name, builders, strings, len: 0, unknown: UnknownKeys::default() }
+        let followers = (1..=columns.len()).chain([0]).collect();
+        Self { columns, by_name, builders, strings, len: 0, unknown: UnknownKeys::default(), followers }
     }
 
     /// Appends the message as a row, or says why it is not one and leaves everything as it was.
@@ -85,11 +88,16 @@ impl<'m> Rows<'m> {
         Ok(())
     }
 
-    /// Producers write fields in one order: the column after the last one is nearly always the right one.
-    fn column_of(&self, key: &str, guess: usize) -> Option<usize> {
+    /// The column of `key`, which comes after column `last`.
+    fn column_of(&mut self, key: &str, last: usize) -> Option<usize> {
+        let guess = self.followers[last];
         match self.columns.get(guess) {
             Some(column) if column.name == key => Some(guess),
-            _ => self.by_name.get(key).copied(),
+            _ => {
+                let column = *self.by_name.get(key)?;
+                self.followers[last] = column;
+                Some(column)
+            }
         }
     }
 
@@ -140,9 +148,9 @@ impl<'m> Visitor<'m> for Object<'_, 'm> {
 
     fn visit_map<A: MapAccess<'m>>(self, mut fields: A) -> Result<(), A::Error> {
         let Object { rows, progress } = self;
-        let mut guess = 0;
+        let mut last = rows.columns.len();
         while let Some(key) = fields.next_key_seed(Key)? {
-            let Some(column) = rows.column_of(&key, guess) else {
+            let Some(column) = rows.column_of(&key, last) else {
                 if let Some(key) = rows.unknown.insert(key) {
                     progress.twice = Some(key.into_owned());
                     return Err(A::Error::custom(""));
@@ -163,7 +171,7 @@ impl<'m> Visitor<'m> for Object<'_, 'm> {
                 found: &mut progress.found,
             })?;
             progress.column = None;
-            guess = column + 1;
+            last = column;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ mod schema;
 mod tests;
 mod value;
 mod words;
+mod work;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +22,10 @@ use arrow::error::ArrowError;
 
 pub use message::MAX_DEPTH;
 pub use schema::{CampaignSchema, ROW, TABLE};
+pub use work::{Work, row_numbers};
 
 use crate::dead_letter::{Reject, Stage};
-use crate::source::Messages;
+use crate::messages::Messages;
 use crate::{Error, Result};
 
 /// What a message may be at most; its nesting is limited by [`MAX_DEPTH`].

@@ -8,7 +8,7 @@ use arrow::datatypes::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::source::MessagesBuilder;
+use crate::messages::MessagesBuilder;
 
 mod judge;
 mod property;

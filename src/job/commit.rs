@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use super::engine::Engine;
-use super::output::{Output, PartResult, Work};
+use super::output::{Output, PartResult};
 use super::refusal;
 use super::stream::{Ready, Transaction};
 use crate::dead_letter::{Reject, Stage};
+use crate::decode::Work;
 use crate::error::{Error, Result};
 use crate::kafka;
 use crate::ledger::claim::{Tenure, offsets_of};
@@ -28,17 +29,14 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
     let group =
         cycle.group.ok_or_else(|| Error::Claim { what: "the group moved on while a batch was assembled".into() })?;
     tenure.group = Arc::new(group);
-    for batch in &cycle.batches {
-        let expected = tenure.held.get(&batch.partition).map(|held| held.read_to);
-        if expected != Some(batch.range.from) {
-            let what =
-                format!("a batch of partition {} covers {}, expected {expected:?}", batch.partition, batch.range);
+    let mut works = cycle.works;
+    for work in &works {
+        let expected = tenure.held.get(&work.partition).map(|held| held.read_to);
+        if expected != Some(work.range.from) {
+            let what = format!("a batch of partition {} covers {}, expected {expected:?}", work.partition, work.range);
             return Err(Error::Claim { what });
         }
     }
-    let decoding = Instant::now();
-    let mut works = engine.decode(cycle.batches)?;
-    metrics::batch_seconds(BatchStage::Decode, decoding.elapsed());
     // One instant for the whole commit, kept when it is done again.
     let now = Utc::now();
     // How many messages to take at once, and how many have been too many.

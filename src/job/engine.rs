@@ -1,14 +1,9 @@
 //! What one lane computes with: everything between Kafka's bytes and the sinks, compiled once per lane.
 
-use std::sync::Arc;
-
-use super::output::Work;
 use crate::decode::Decoder;
 use crate::encode::conform::Conform;
-use crate::error::Result;
 use crate::sink::kafka::Destination;
 use crate::sink::postgres::CopyPlan;
-use crate::source::MicroBatch;
 use crate::transform::Transform;
 
 /// A lane's own: a compiled plan runs one batch at a time.
@@ -24,23 +19,4 @@ pub struct Engine {
     pub output_to: Destination,
     pub output_key: Option<String>,
     pub letters_to: Destination,
-}
-
-impl Engine {
-    /// Decodes a cycle's micro-batches, each message once.
-    pub fn decode(&mut self, batches: Vec<MicroBatch>) -> Result<Vec<Work>> {
-        batches
-            .into_iter()
-            .map(|micro| {
-                let decoded = self.decoder.decode(&micro.messages)?;
-                Ok(Work {
-                    partition: micro.partition,
-                    range: micro.range,
-                    messages: Arc::new(micro.messages),
-                    batch: decoded.batch,
-                    rejects: decoded.rejects,
-                })
-            })
-            .collect()
-    }
 }

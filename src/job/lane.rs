@@ -235,7 +235,7 @@ impl Lane {
     /// Reads and commits until interrupted; then gives up cleanly what it can.
     async fn work(&mut self, mut tenure: Tenure, session: u64) -> Result<Interrupt> {
         let positions = tenure.held.iter().map(|(&partition, held)| (partition, held.next_offset)).collect();
-        let reading = self.source.start(session, positions);
+        let reading = self.source.start(session, positions, self.engine.decoder.clone());
         self.source.fetch();
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.reset();

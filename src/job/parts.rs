@@ -4,9 +4,10 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 
-use super::output::{PartResult, Work};
+use super::output::PartResult;
 use super::stream::Transaction;
 use crate::dead_letter::to_record_batch;
+use crate::decode::Work;
 use crate::encode::chunk;
 use crate::error::Result;
 use crate::ledger::claim::{Held, Tenure};

@@ -7,8 +7,9 @@
 use chrono::{DateTime, Utc};
 
 use super::engine::Engine;
-use super::output::{Output, Work, row_numbers, untraceable};
+use super::output::{Output, untraceable};
 use crate::dead_letter::{Reject, Stage};
+use crate::decode::{Work, row_numbers};
 use crate::error::{Error, Result};
 use crate::lookup::LookupSet;
 use crate::postgres::Connection;

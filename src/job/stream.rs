@@ -9,8 +9,9 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::engine::Engine;
-use super::output::{Output, Work, untraceable};
+use super::output::{Output, untraceable};
 use crate::dead_letter::{Reject, Stage};
+use crate::decode::Work;
 use crate::error::{Error, Result};
 use crate::kafka::{self, TRANSACTION_TIMEOUT};
 use crate::ledger::claim::Tenure;

@@ -17,7 +17,7 @@ use crate::job::setup;
 use crate::kafka;
 use crate::ledger::ailment::Verb;
 use crate::ledger::store::{ChunkKind, Ledger, PartHead};
-use crate::source::{Header, MessagesBuilder};
+use crate::messages::{Header, MessagesBuilder};
 
 /// What is to be sent, and what has been.
 #[derive(Default)]

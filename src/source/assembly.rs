@@ -1,14 +1,15 @@
 //! What has arrived in each partition since the last time, gathered into micro-batches.
 
-use std::time::Duration;
+use std::time::Instant;
 
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
 
-use super::consumer::{Waker, Watcher, copy_headers};
-use super::{MessagesBuilder, MicroBatch};
+use super::queue::Queue;
+use crate::decode::{Decoder, Work};
+use crate::error::Result;
+use crate::messages::{MessagesBuilder, MicroBatch};
 use crate::offsets::OffsetRange;
+use crate::telemetry::metrics::{self, BatchStage};
 
 /// Messages taken from one partition before the next has its turn, so that a long backlog in one of them does not fill
 /// the whole cycle. Large enough that changing partitions costs nothing.
@@ -24,6 +25,7 @@ pub struct Limits {
 pub struct Reading {
     pub session: u64,
     pub number: u64,
+    decoder: Decoder,
     partitions: Vec<Partition>,
     /// Who comes first in the next cycle.
     first: usize,
@@ -31,18 +33,17 @@ pub struct Reading {
 
 struct Partition {
     id: i32,
-    queue: PartitionQueue<Watcher>,
+    queue: Queue,
     /// The offset after the last message handed out.
     position: i64,
 }
 
 impl Reading {
-    pub fn new(session: u64, number: u64) -> Self {
-        Reading { session, number, partitions: Vec::new(), first: 0 }
+    pub fn new(session: u64, number: u64, decoder: Decoder) -> Self {
+        Reading { session, number, decoder, partitions: Vec::new(), first: 0 }
     }
 
-    pub(super) fn add(&mut self, id: i32, position: i64, mut queue: PartitionQueue<Watcher>, waker: Waker) {
-        queue.set_nonempty_callback(move || waker.wake());
+    pub fn add(&mut self, id: i32, position: i64, queue: Queue) {
         self.partitions.push(Partition { id, queue, position });
     }
 
@@ -59,7 +60,7 @@ impl Reading {
         let mut turn = self.first;
         while dry < count && messages < limits.messages && bytes < limits.bytes {
             let index = turn % count;
-            let (partition, builder) = (&self.partitions[index], &mut builders[index]);
+            let (partition, builder) = (&mut self.partitions[index], &mut builders[index]);
             let before = (builder.len(), builder.bytes());
             let most = TURN.min(limits.messages - messages);
             partition.take(builder, most, limits.bytes - bytes)?;
@@ -72,6 +73,17 @@ impl Reading {
         self.first = if count == 0 { 0 } else { turn % count };
         let full = messages >= limits.messages || bytes >= limits.bytes;
         Ok((self.finish(builders), full))
+    }
+
+    /// Here and not in the lane, which in a backlog commits one cycle while the next one is made.
+    ///
+    /// # Errors
+    /// As for [`Decoder::decode`].
+    pub fn decode(&self, batches: Vec<MicroBatch>) -> Result<Vec<Work>> {
+        let began = Instant::now();
+        let works = batches.into_iter().map(|micro| self.decoder.work(micro)).collect();
+        metrics::batch_seconds(BatchStage::Decode, began.elapsed());
+        works
     }
 
     fn finish(&mut self, builders: Vec<MessagesBuilder>) -> Vec<MicroBatch> {
@@ -91,20 +103,18 @@ impl Reading {
 }
 
 impl Partition {
-    fn take(&self, into: &mut MessagesBuilder, most: usize, bytes: usize) -> Result<(), (i32, i64, KafkaError)> {
+    fn take(&mut self, into: &mut MessagesBuilder, most: usize, bytes: usize) -> Result<(), (i32, i64, KafkaError)> {
         let (messages, size) = (into.len(), into.bytes());
         while into.len() - messages < most && into.bytes() - size < bytes {
-            let message = match self.queue.poll(Duration::ZERO) {
+            let message = match self.queue.next() {
                 None => break,
                 Some(Ok(message)) => message,
                 Some(Err(error)) => return Err((self.id, self.position, error)),
             };
             // A seek may leave older messages in flight; what lies before our position was dealt with.
-            if message.offset() < self.position {
-                continue;
+            if message.offset() >= self.position {
+                into.push(message.offset(), message.timestamp(), message.key(), message.value(), message.headers());
             }
-            let headers = copy_headers(message.headers());
-            into.push(message.offset(), message.timestamp().to_millis(), message.key(), message.payload(), headers);
         }
         Ok(())
     }

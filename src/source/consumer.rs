@@ -14,19 +14,19 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::bindings as ffi;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc as async_mpsc;
 
 use super::assembly::{Limits, Reading};
-use super::{Header, MicroBatch};
+use super::queue::Queue;
 use crate::config::Config;
+use crate::decode::{Decoder, Work};
 use crate::error::{Action, Error, Result};
 use crate::kafka::{self, GroupMetadata};
 
@@ -56,12 +56,12 @@ pub enum Event {
     Failed(Error),
 }
 
-/// The micro-batches of one poll cycle and the membership under which they were read.
+/// The decoded micro-batches of one poll cycle and the membership under which they were read.
 #[derive(Debug)]
 pub struct Cycle {
     /// Which [`Source::start`] it belongs to: one assembled before the last start is stale.
     pub reading: u64,
-    pub batches: Vec<MicroBatch>,
+    pub works: Vec<Work>,
     /// The limits ended it, not the lack of messages: the next one is there already.
     pub full: bool,
     /// `None` when the member lost its place while the cycle was assembled: such a cycle must not be committed.
@@ -69,7 +69,7 @@ pub struct Cycle {
 }
 
 enum Command {
-    Start { session: u64, reading: u64, positions: Vec<(i32, i64)> },
+    Start { session: u64, reading: u64, positions: Vec<(i32, i64)>, decoder: Decoder },
     Fetch,
     Close,
     Wake,
@@ -148,12 +148,12 @@ impl Source {
         })
     }
 
-    /// Starts reading at these offsets and says under which number its cycles come. Ignored if the assignment of `session` is gone by then.
-    pub fn start(&mut self, session: u64, positions: Vec<(i32, i64)>) -> u64 {
+    /// Starts reading at these offsets, decoding, and says under which number its cycles come. Ignored if the assignment of `session` is gone by then.
+    pub fn start(&mut self, session: u64, positions: Vec<(i32, i64)>, decoder: Decoder) -> u64 {
         self.readings += 1;
         // Cycles and failures of what was read before mean nothing to the new reading.
         self.deferred.retain(|event| matches!(event, Event::Assigned { .. }));
-        let _ = self.commands.send(Command::Start { session, reading: self.readings, positions });
+        let _ = self.commands.send(Command::Start { session, reading: self.readings, positions, decoder });
         self.readings
     }
 
@@ -206,6 +206,9 @@ fn create(
     for (key, value) in [
         ("session.timeout.ms", session_timeout.as_str()),
         ("queued.max.messages.kbytes", &queued),
+        // Once a partition's queue is full, librdkafka looks at it again after so long. Its default of a second is longer
+        // than it takes to empty one.
+        ("fetch.queue.backoff.ms", "10"),
         ("statistics.interval.ms", "5000"),
     ] {
         user.entry(key.into()).or_insert_with(|| value.into());
@@ -293,7 +296,7 @@ impl Watcher {
         self.ends.lock().map(|ends| ends.clone()).unwrap_or_default()
     }
 
-    pub(super) fn waker(&self) -> Waker {
+    fn waker(&self) -> Waker {
         self.waker.clone()
     }
 }
@@ -382,11 +385,11 @@ impl Polled {
             match command {
                 Command::Wake => self.consumer.context().waker.pending.store(false, Ordering::SeqCst),
                 Command::Fetch => wanted = true,
-                Command::Start { session, reading: number, positions } if self.is_current(session) => {
+                Command::Start { session, reading: number, positions, decoder } if self.is_current(session) => {
                     // First, because its queues are the new reading's: dropped later, they would take its wake-ups along.
                     reading = None;
                     wanted = false;
-                    match self.start(session, number, &positions) {
+                    match self.start(Reading::new(session, number, decoder), &positions) {
                         Ok(started) => reading = Some(started),
                         Err(error) => self.tell(Event::Failed(error)),
                     }
@@ -419,20 +422,17 @@ impl Polled {
     }
 
     /// Called after a claim, for which the brokers have answered.
-    fn start(&self, session: u64, number: u64, positions: &[(i32, i64)]) -> Result<Reading> {
+    fn start(&self, mut reading: Reading, positions: &[(i32, i64)]) -> Result<Reading> {
         self.consumer.context().works();
         let mut assignment = TopicPartitionList::new();
-        let mut reading = Reading::new(session, number);
         for &(partition, offset) in positions {
             let doing = || format!("reading {}[{partition}] from offset {offset}", self.topic);
             assignment
                 .add_partition_offset(&self.topic, partition, Offset::Offset(offset))
                 .map_err(Error::kafka(doing()))?;
-            let queue = self
-                .consumer
-                .split_partition_queue(&self.topic, partition)
+            let queue = Queue::split(&self.consumer, &self.topic, partition, self.consumer.context().waker())
                 .ok_or_else(|| Error::kafka(doing())(KafkaError::Subscription("no queue for the partition".into())))?;
-            reading.add(partition, offset, queue, self.consumer.context().waker());
+            reading.add(partition, offset, queue);
         }
         self.consumer.assign(&assignment).map_err(Error::kafka(format!("reading {}", self.topic)))?;
         Ok(reading)
@@ -447,7 +447,10 @@ impl Polled {
                 crate::step!("S0");
                 let group = GroupMetadata::capture(&self.consumer);
                 self.consumer.context().works();
-                self.tell(Event::Cycle(Cycle { reading: current.number, batches, full, group }));
+                match current.decode(batches) {
+                    Ok(works) => self.tell(Event::Cycle(Cycle { reading: current.number, works, full, group })),
+                    Err(error) => self.tell(Event::Failed(error)),
+                }
                 true
             }
             Err((partition, position, error)) => {
@@ -482,26 +485,4 @@ impl Polled {
 
 fn describe(message: &BorrowedMessage<'_>) -> String {
     format!("{}[{}] at offset {}", message.topic(), message.partition(), message.offset())
-}
-
-/// A message's headers, copied. Names that are not UTF-8 (Kafka's protocol forbids them, brokers don't look) are
-/// read lossily; the wrapper's own accessor would panic on them.
-pub(super) fn copy_headers(headers: Option<&BorrowedHeaders>) -> Vec<Header> {
-    let Some(headers) = headers else { return Vec::new() };
-    // The wrapper's type is the native list seen through a reference.
-    let native = headers as *const BorrowedHeaders as *const ffi::rd_kafka_headers_t;
-    let mut copied = Vec::new();
-    loop {
-        let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0usize);
-        // SAFETY: `native` is alive as long as `headers`; name and value are only read while it is.
-        unsafe {
-            let found = ffi::rd_kafka_header_get_all(native, copied.len(), &mut name, &mut value, &mut size);
-            if found != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return copied;
-            }
-            let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
-            let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size).to_vec());
-            copied.push((name, value));
-        }
-    }
 }

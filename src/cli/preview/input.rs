@@ -15,7 +15,7 @@ use crate::cli::Preview;
 use crate::config::{Batch, Config};
 use crate::error::{Error, Result};
 use crate::kafka;
-use crate::source::{Messages, MessagesBuilder};
+use crate::messages::{Messages, MessagesBuilder};
 
 /// Where one message stands: partition and offset, or in a file 0 and the line.
 pub type Place = (i32, i64);

@@ -77,7 +77,7 @@ impl Shown {
     /// The messages that could be decoded, with their places before them.
     pub fn campaigns(&mut self, chunk: &Chunk, batch: &RecordBatch) -> Result<()> {
         self.came_in += chunk.messages.len() as u64;
-        let rows = crate::job::output::row_numbers(batch);
+        let rows = crate::decode::row_numbers(batch);
         let places: Vec<Place> = rows.iter().map(|row| chunk.places[*row as usize]).collect();
         let (mut fields, mut arrays) = self.places(&places);
         let count = batch.num_columns() - 1;

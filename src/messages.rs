@@ -8,8 +8,18 @@ use std::ops::Range;
 
 use arrow::buffer::Buffer;
 
+use crate::offsets::OffsetRange;
+
 /// A message header as Kafka has it: names may repeat, a value may be null.
 pub type Header = (String, Option<Vec<u8>>);
+
+/// One partition's messages of one poll cycle: the unit that is decoded and that the transform runs on.
+#[derive(Debug, Clone)]
+pub struct MicroBatch {
+    pub partition: i32,
+    pub range: OffsetRange,
+    pub messages: Messages,
+}
 
 /// Messages by row number, `0..len()`, in offset order.
 #[derive(Debug, Clone)]

@@ -1,0 +1,145 @@
+//! One partition's queue of fetched messages, read many at a time: a call for each of them would cost more than the copy.
+
+use std::ffi::{CStr, CString};
+use std::sync::Arc;
+
+use rdkafka::bindings as ffi;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::consumer::{Waker, Watcher};
+use crate::messages::Header;
+
+/// Messages taken at once.
+const AT_ONCE: usize = 1_000;
+
+/// Reads one partition. To be dropped before its consumer closes.
+pub struct Queue {
+    /// Taken from the queue and not yet asked for, the next one last.
+    taken: Vec<Message>,
+    native: Native,
+    /// Keeps the partition's messages out of the consumer's own queue, and the wake-ups coming.
+    _split: PartitionQueue<Watcher>,
+}
+
+impl Queue {
+    /// Splits the partition's queue from the consumer's; `waker` is called whenever messages come into it while it is
+    /// empty.
+    pub fn split(consumer: &Arc<BaseConsumer<Watcher>>, topic: &str, partition: i32, waker: Waker) -> Option<Queue> {
+        let name = CString::new(topic).ok()?;
+        let mut split = consumer.split_partition_queue(topic, partition)?;
+        split.set_nonempty_callback(move || waker.wake());
+        // SAFETY: the client is alive, and the name is only read. The handle is a second one of the same queue.
+        let native =
+            unsafe { ffi::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition) };
+        (!native.is_null()).then(|| Queue { taken: Vec::new(), native: Native(native), _split: split })
+    }
+
+    /// The next message that is there; does not wait for one.
+    ///
+    /// # Errors
+    /// What librdkafka says of the partition in the place of a message.
+    pub fn next(&mut self) -> Option<Result<Message, KafkaError>> {
+        loop {
+            if self.taken.is_empty() {
+                self.take();
+            }
+            let message = self.taken.pop()?;
+            match message.native().err {
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => return Some(Ok(message)),
+                // Where the settings ask for it; it is no news here.
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {}
+                error => return Some(Err(KafkaError::MessageConsumption(error.into()))),
+            }
+        }
+    }
+
+    fn take(&mut self) {
+        let mut messages = [std::ptr::null_mut(); AT_ONCE];
+        // SAFETY: the queue is alive; at most as many messages are written as there are places.
+        let count = unsafe { ffi::rd_kafka_consume_batch_queue(self.native.0, 0, messages.as_mut_ptr(), AT_ONCE) };
+        // It has no errors of its own: what there is to say comes as a message.
+        let count = usize::try_from(count).unwrap_or(0);
+        self.taken.extend(messages[..count].iter().rev().map(|message| Message(*message)));
+    }
+}
+
+/// librdkafka's handle of a queue.
+struct Native(*mut ffi::rd_kafka_queue_t);
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // SAFETY: got once, given back once.
+        unsafe { ffi::rd_kafka_queue_destroy(self.0) }
+    }
+}
+
+/// A message in librdkafka's memory. Never null.
+pub struct Message(*mut ffi::rd_kafka_message_t);
+
+impl Message {
+    fn native(&self) -> &ffi::rd_kafka_message_t {
+        // SAFETY: librdkafka's pointer, valid until it is given back in `drop`.
+        unsafe { &*self.0 }
+    }
+
+    pub fn offset(&self) -> i64 {
+        self.native().offset
+    }
+
+    /// Milliseconds since the epoch.
+    pub fn timestamp(&self) -> Option<i64> {
+        let mut kind = ffi::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: the message is alive.
+        let time = unsafe { ffi::rd_kafka_message_timestamp(self.0, &mut kind) };
+        (time >= 0 && kind != ffi::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE).then_some(time)
+    }
+
+    pub fn key(&self) -> Option<&[u8]> {
+        // SAFETY: key and length belong together.
+        unsafe { bytes(self.native().key, self.native().key_len) }
+    }
+
+    pub fn value(&self) -> Option<&[u8]> {
+        // SAFETY: as above.
+        unsafe { bytes(self.native().payload, self.native().len) }
+    }
+
+    /// Copied. Names that are not UTF-8 (Kafka's protocol forbids them, brokers don't look) are read lossily.
+    pub fn headers(&self) -> Vec<Header> {
+        let mut headers = std::ptr::null_mut();
+        let mut copied = Vec::new();
+        // SAFETY: the message is alive and the headers are its own; name and value are only read while they are.
+        unsafe {
+            let found = ffi::rd_kafka_message_headers(self.0, &mut headers);
+            if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return copied;
+            }
+            loop {
+                let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0usize);
+                let found = ffi::rd_kafka_header_get_all(headers, copied.len(), &mut name, &mut value, &mut size);
+                if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    return copied;
+                }
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                copied.push((name, bytes(value, size).map(<[u8]>::to_vec)));
+            }
+        }
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // SAFETY: ours since `take`, given back once.
+        unsafe { ffi::rd_kafka_message_destroy(self.0) }
+    }
+}
+
+/// # Safety
+/// `at` is null or the begin of `len` bytes that live as long as `'a`.
+unsafe fn bytes<'a>(at: *const std::ffi::c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller's promise.
+    (!at.is_null()).then(|| unsafe { std::slice::from_raw_parts(at.cast(), len) })
+}
