@@ -39,8 +39,8 @@ check:
 	cargo clippy --test chaos --features failpoints -- -D warnings
 
 # Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
-# memory without bound, and the fuzzed modules have no unsafe code. Not optimised (-D): cargo-fuzz compiles each crate in one
-# unit, which takes Arrow the better part of an hour.
+# memory without bound; the one unsafe call of the fuzzed modules is checked by an assertion. Not optimised (-D), for those
+# assertions, and because cargo-fuzz compiles each crate in one unit, which takes Arrow the better part of an hour.
 fuzz: export CARGO_TARGET_DIR = $(CACHE)/fuzz
 fuzz:
 	cargo +nightly fuzz run -D -s none decode -- -max_total_time=$(or $(ARGS),120) -max_len=4200 -rss_limit_mb=2048

@@ -3,7 +3,7 @@
 //! Every call here blocks on the network for at most [`CALL_TIMEOUT`]; async callers go through [`blocking`].
 
 mod certificate;
-// Elsewhere librdkafka brings its own waits, or the C library lacks this one by the monotonic clock.
+// Elsewhere librdkafka brings its own waits, the C library lacks this one by the monotonic clock, or its times are narrower.
 #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod wait;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, BooleanBufferBuilder, Float32Array, Float64Array, NullBufferBuilder, PrimitiveArray,
+    Array, ArrayRef, BooleanArray, BooleanBufferBuilder, Float32Array, Float64Array, NullBufferBuilder, PrimitiveArray,
     StringViewArray, TimestampMicrosecondArray, make_view,
 };
 use arrow::buffer::{Buffer, NullBuffer, ScalarBuffer};
@@ -118,7 +118,9 @@ impl ColumnBuilder {
                 // SAFETY: each view was made by `Strings` of a `str` that lies in the buffer it names (or in the view itself), or
                 // is the empty one of a null; `pushed` keeps values and nulls at one length. Looking at every byte once more
                 // would cost a tenth of all decoding.
-                Arc::new(unsafe { StringViewArray::new_unchecked(views.into(), buffers.clone(), nulls) })
+                let array = unsafe { StringViewArray::new_unchecked(views.into(), buffers.clone(), nulls) };
+                debug_assert!(array.to_data().validate_full().is_ok(), "a view of what is not there");
+                Arc::new(array)
             }
             Values::Boolean(values) => Arc::new(BooleanArray::new(values.build(), nulls)),
             Values::Float(values) if kind == Kind::Float32 => {

@@ -29,6 +29,7 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
     let group =
         cycle.group.ok_or_else(|| Error::Claim { what: "the group moved on while a batch was assembled".into() })?;
     tenure.group = Arc::new(group);
+    metrics::batch_seconds(BatchStage::Decode, cycle.decoding);
     let mut works = cycle.works;
     for work in &works {
         let expected = tenure.held.get(&work.partition).map(|held| held.read_to);
@@ -65,7 +66,7 @@ pub async fn commit(engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle, look
             }
         }
     }
-    metrics::batch_seconds(BatchStage::Total, began.elapsed());
+    metrics::batch_seconds(BatchStage::Total, cycle.decoding + began.elapsed());
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! What has arrived in each partition since the last time, gathered into micro-batches.
 
-use std::time::Instant;
-
 use rdkafka::error::KafkaError;
 
 use super::queue::Queue;
@@ -9,7 +7,6 @@ use crate::decode::{Decoder, Work};
 use crate::error::Result;
 use crate::messages::{MessagesBuilder, MicroBatch};
 use crate::offsets::OffsetRange;
-use crate::telemetry::metrics::{self, BatchStage};
 
 /// Messages taken from one partition before the next has its turn, so that a long backlog in one of them does not fill
 /// the whole cycle. Large enough that changing partitions costs nothing.
@@ -80,10 +77,7 @@ impl Reading {
     /// # Errors
     /// As for [`Decoder::decode`].
     pub fn decode(&self, batches: Vec<MicroBatch>) -> Result<Vec<Work>> {
-        let began = Instant::now();
-        let works = batches.into_iter().map(|micro| self.decoder.work(micro)).collect();
-        metrics::batch_seconds(BatchStage::Decode, began.elapsed());
-        works
+        batches.into_iter().map(|micro| self.decoder.work(micro)).collect()
     }
 
     fn finish(&mut self, builders: Vec<MessagesBuilder>) -> Vec<MicroBatch> {

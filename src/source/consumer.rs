@@ -1,14 +1,15 @@
 //! The consumer and the one thread that polls it.
 //!
-//! The thread polls all the time, so that rebalances are answered and the member stays alive however long a commit
-//! takes. Messages do not pass through that poll: each partition has a queue of its own, read only when the lane asks
-//! for a cycle, and bounded by librdkafka (`queued.max.messages.kbytes`). So a slow sink slows the fetching, and nothing
-//! else.
+//! The thread polls all the time, but while it makes a cycle, so that rebalances are answered and the member stays alive
+//! however long a commit takes. Messages do not pass through that poll: each partition has a queue of its own, read only
+//! when the lane asks for a cycle, and bounded by librdkafka (`queued.max.messages.kbytes`). So a slow sink slows the
+//! fetching, and nothing else.
 //!
 //! A new assignment is accepted empty; reading starts when the lane has claimed the partitions in the ledger and says
 //! from which offsets. Offsets never come from the group.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ use crate::kafka::{self, GroupMetadata};
 /// `max.poll.interval.ms` and the session timeout.
 pub const REVOKE_WAIT: Duration = Duration::from_secs(5);
 
-/// The longest time between two polls of the consumer: how late a rebalance may be noticed without a wake-up.
+/// The longest wait between two polls of the consumer: how late a rebalance may be noticed without a wake-up.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What the polling thread tells the lane.
@@ -62,6 +63,8 @@ pub struct Cycle {
     /// Which [`Source::start`] it belongs to: one assembled before the last start is stale.
     pub reading: u64,
     pub works: Vec<Work>,
+    /// How long that took.
+    pub decoding: Duration,
     /// The limits ended it, not the lack of messages: the next one is there already.
     pub full: bool,
     /// `None` when the member lost its place while the cycle was assembled: such a cycle must not be committed.
@@ -107,7 +110,7 @@ impl Source {
         };
         let thread = std::thread::Builder::new()
             .name("kafka-poll".into())
-            .spawn(move || polled.run(inbox))
+            .spawn(move || polled.run_to_its_end(inbox))
             .map_err(Error::io("starting the polling thread"))?;
         Ok(Source { commands, events, consumer, thread, readings: 0, partitions, deferred: VecDeque::new() })
     }
@@ -140,15 +143,11 @@ impl Source {
     }
 
     async fn receive(&mut self) -> Event {
-        self.events.recv().await.unwrap_or_else(|| {
-            Event::Failed(Error::Halt {
-                what: "the polling thread has ended".into(),
-                remedy: "please report it".into(),
-            })
-        })
+        self.events.recv().await.unwrap_or_else(ended)
     }
 
-    /// Starts reading at these offsets, decoding, and says under which number its cycles come. Ignored if the assignment of `session` is gone by then.
+    /// Starts reading at these offsets, decoding, and says under which number its cycles come. Ignored if the assignment of
+    /// `session` is gone by then.
     pub fn start(&mut self, session: u64, positions: Vec<(i32, i64)>, decoder: Decoder) -> u64 {
         self.readings += 1;
         // Cycles and failures of what was read before mean nothing to the new reading.
@@ -207,7 +206,7 @@ fn create(
         ("session.timeout.ms", session_timeout.as_str()),
         ("queued.max.messages.kbytes", &queued),
         // Once a partition's queue is full, librdkafka looks at it again after so long. Its default of a second is longer
-        // than it takes to empty one.
+        // than it takes to empty one. The price: so often it looks while a sink is away, too.
         ("fetch.queue.backoff.ms", "10"),
         ("statistics.interval.ms", "5000"),
     ] {
@@ -354,6 +353,11 @@ impl ConsumerContext for Watcher {
     }
 }
 
+/// Without the thread nothing would ever be heard again.
+fn ended() -> Event {
+    Event::Failed(Error::Halt { what: "the polling thread has ended".into(), remedy: "please report it".into() })
+}
+
 /// The polling thread's own state.
 struct Polled {
     consumer: Arc<BaseConsumer<Watcher>>,
@@ -363,6 +367,14 @@ struct Polled {
 }
 
 impl Polled {
+    /// The lane hears of a panic: the consumer's own sender keeps the channel open.
+    fn run_to_its_end(self, inbox: mpsc::Receiver<Command>) {
+        let to_lane = self.to_lane.clone();
+        if std::panic::catch_unwind(AssertUnwindSafe(|| self.run(inbox))).is_err() {
+            let _ = to_lane.send(ended());
+        }
+    }
+
     fn run(self, inbox: mpsc::Receiver<Command>) {
         // Polls nothing until it is closed, as if librdkafka had nothing to say any more.
         fail::fail_point!("deaf", |_| while !matches!(inbox.recv(), Ok(Command::Close) | Err(_)) {});
@@ -447,9 +459,16 @@ impl Polled {
                 crate::step!("S0");
                 let group = GroupMetadata::capture(&self.consumer);
                 self.consumer.context().works();
+                let (number, began) = (current.number, Instant::now());
                 match current.decode(batches) {
-                    Ok(works) => self.tell(Event::Cycle(Cycle { reading: current.number, works, full, group })),
-                    Err(error) => self.tell(Event::Failed(error)),
+                    Ok(works) => {
+                        let decoding = began.elapsed();
+                        self.tell(Event::Cycle(Cycle { reading: number, works, decoding, full, group }));
+                    }
+                    Err(error) => {
+                        *reading = None;
+                        self.tell(Event::Failed(error));
+                    }
                 }
                 true
             }

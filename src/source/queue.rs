@@ -12,8 +12,9 @@ use rdkafka::types::RDKafkaRespErr;
 use super::consumer::{Waker, Watcher};
 use crate::messages::Header;
 
-/// Messages taken at once.
-const AT_ONCE: usize = 1_000;
+/// Messages taken at once. As many of each partition may stand here beside what librdkafka bounds, so they are not more
+/// than it takes to make the call cheap.
+const AT_ONCE: usize = 100;
 
 /// Reads one partition. To be dropped before its consumer closes.
 pub struct Queue {
@@ -42,18 +43,14 @@ impl Queue {
     /// # Errors
     /// What librdkafka says of the partition in the place of a message.
     pub fn next(&mut self) -> Option<Result<Message, KafkaError>> {
-        loop {
-            if self.taken.is_empty() {
-                self.take();
-            }
-            let message = self.taken.pop()?;
-            match message.native().err {
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => return Some(Ok(message)),
-                // Where the settings ask for it; it is no news here.
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {}
-                error => return Some(Err(KafkaError::MessageConsumption(error.into()))),
-            }
+        if self.taken.is_empty() {
+            self.take();
         }
+        let message = self.taken.pop()?;
+        Some(match message.native().err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(message),
+            error => Err(KafkaError::MessageConsumption(error.into())),
+        })
     }
 
     fn take(&mut self) {

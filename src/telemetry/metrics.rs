@@ -54,7 +54,7 @@ pub enum BatchStage {
     Transform,
     Postgres,
     Kafka,
-    /// From the poll to the end of the Kafka transaction.
+    /// Decoding, and from its end in the lane's hands to the end of the Kafka transaction.
     Total,
 }
 

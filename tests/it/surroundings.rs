@@ -91,7 +91,8 @@ fn a_clock_that_is_set_back() {
     }
     LOAD.arrives(&stack, produced);
 
-    // With nothing to do, librdkafka's threads are all in a wait whose end goes two hours back; its heartbeats too.
+    // With nothing to do, librdkafka's threads are all in a wait; by the wall clock it would now last hours longer, and no
+    // heartbeat would be sent meanwhile.
     let rebalances = || job.metric("dinnerbell_rebalances_total", "");
     assert_eq!(rebalances(), 1.0);
     set("-72000\n");

@@ -1,4 +1,5 @@
-/* Preloaded before libfaketime, which does not know C11's waits: lets cnd_timedwait go by the faked wall clock, as the
+/* Never entered by a job that brings its own cnd_timedwait (src/kafka/wait.rs); without it, the test would see nothing of
+   what it is for. Preloaded before libfaketime, which does not know C11's waits: lets cnd_timedwait go by the faked wall clock, as the
    kernel does by the real one. A wait that has begun when the clock is set back lasts longer by as much. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
