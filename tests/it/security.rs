@@ -233,7 +233,6 @@ fn documented_acls(stack: &Stack) -> Vec<Acl> {
 /// On a broker with an authorizer the job does all it does with the documented ACLs, needs each of them, and says which one
 /// is missing.
 #[test]
-#[ignore = "red twice in six runs beside other work, green alone; the cause is not found yet"]
 fn the_documented_acls_are_enough_and_each_is_needed() {
     let properties =
         ["authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer", "super.users=User:ANONYMOUS"];
