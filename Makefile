@@ -40,11 +40,13 @@ check:
 
 # Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
 # memory without bound; the one unsafe call of the fuzzed modules is checked by an assertion. Not optimised (-D), for those
-# assertions, and because cargo-fuzz compiles each crate in one unit, which takes Arrow the better part of an hour.
+# assertions, and because cargo-fuzz compiles each crate in one unit, which takes Arrow the better part of an hour. What is found
+# on the way stays in the cache; fuzz/corpus is only read.
 fuzz: export CARGO_TARGET_DIR = $(CACHE)/fuzz
 fuzz:
-	cargo +nightly fuzz run -D -s none decode -- -max_total_time=$(or $(ARGS),120) -max_len=4200 -rss_limit_mb=2048
-	cargo +nightly fuzz run -D -s none stored_batch -- -max_total_time=$(or $(ARGS),120) -max_len=8192 -rss_limit_mb=2048
+	mkdir -p $(CACHE)/fuzz/corpus/decode $(CACHE)/fuzz/corpus/stored_batch
+	cargo +nightly fuzz run -D -s none decode $(CACHE)/fuzz/corpus/decode fuzz/corpus/decode -- -max_total_time=$(or $(ARGS),120) -max_len=4200 -rss_limit_mb=2048
+	cargo +nightly fuzz run -D -s none stored_batch $(CACHE)/fuzz/corpus/stored_batch fuzz/corpus/stored_batch -- -max_total_time=$(or $(ARGS),120) -max_len=8192 -rss_limit_mb=2048
 
 deny:
 	cargo deny check bans licenses sources
