@@ -1,5 +1,7 @@
 //! What has arrived in each partition since the last time, gathered into micro-batches.
 
+use std::time::Duration;
+
 use rdkafka::error::KafkaError;
 
 use super::queue::Queue;
@@ -12,10 +14,31 @@ use crate::offsets::OffsetRange;
 /// the whole cycle. Large enough that changing partitions costs nothing.
 const TURN: usize = 1_000;
 
+/// One message goes at once. Where as many as these have come together, more are on their way: an answer of Kafka's is handed
+/// over partition by partition, and what came a moment too late would wait for a whole commit.
+const BURST: usize = 2;
+
+/// How long the next ones are waited for, each time that a burst has gone on, and how often at most.
+const BURST_WAIT: Duration = Duration::from_millis(1);
+const BURST_ROUNDS: usize = 10;
+
 /// The most that one cycle holds, over all partitions: `[batch] max_messages` and `max_bytes`.
 pub struct Limits {
     pub messages: usize,
     pub bytes: usize,
+}
+
+/// What a cycle holds already.
+#[derive(Default)]
+struct Taken {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Taken {
+    fn fills(&self, limits: &Limits) -> bool {
+        self.messages >= limits.messages || self.bytes >= limits.bytes
+    }
 }
 
 /// The partitions of one assignment that are being read.
@@ -44,32 +67,48 @@ impl Reading {
         self.partitions.push(Partition { id, queue, position });
     }
 
-    /// Takes what is there, without waiting, up to `limits`; empty if nothing is. Whether the limits ended it.
+    /// Takes what is there, up to `limits`, without waiting but for the rest of a burst; empty if nothing is. Whether the
+    /// limits ended it.
     ///
     /// # Errors
     /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
     /// to this reading, which must end; the next one starts at the ledger's offsets.
     pub fn assemble(&mut self, limits: &Limits) -> Result<(Vec<MicroBatch>, bool), (i32, i64, KafkaError)> {
+        let mut builders: Vec<MessagesBuilder> =
+            (0..self.partitions.len()).map(|_| MessagesBuilder::default()).collect();
+        let mut taken = Taken::default();
+        for _ in 0..BURST_ROUNDS {
+            let before = taken.messages;
+            self.take_all(&mut builders, &mut taken, limits)?;
+            if taken.messages - before < BURST || taken.fills(limits) {
+                break;
+            }
+            std::thread::sleep(BURST_WAIT);
+        }
+        Ok((self.finish(builders), taken.fills(limits)))
+    }
+
+    /// Takes what is there, from each partition in its turn.
+    fn take_all(
+        &mut self,
+        builders: &mut [MessagesBuilder],
+        taken: &mut Taken,
+        limits: &Limits,
+    ) -> Result<(), (i32, i64, KafkaError)> {
         let count = self.partitions.len();
-        let mut builders: Vec<MessagesBuilder> = (0..count).map(|_| MessagesBuilder::default()).collect();
-        let (mut messages, mut bytes) = (0, 0);
         let mut dry = 0;
-        let mut turn = self.first;
-        while dry < count && messages < limits.messages && bytes < limits.bytes {
-            let index = turn % count;
+        while dry < count && !taken.fills(limits) {
+            let index = self.first % count;
             let (partition, builder) = (&mut self.partitions[index], &mut builders[index]);
             let before = (builder.len(), builder.bytes());
-            let most = TURN.min(limits.messages - messages);
-            partition.take(builder, most, limits.bytes - bytes)?;
-            let taken = builder.len() - before.0;
-            messages += taken;
-            bytes += builder.bytes() - before.1;
-            dry = if taken == 0 { dry + 1 } else { 0 };
-            turn += 1;
+            let most = TURN.min(limits.messages - taken.messages);
+            partition.take(builder, most, limits.bytes - taken.bytes)?;
+            dry = if builder.len() == before.0 { dry + 1 } else { 0 };
+            taken.messages += builder.len() - before.0;
+            taken.bytes += builder.bytes() - before.1;
+            self.first = (self.first + 1) % count;
         }
-        self.first = if count == 0 { 0 } else { turn % count };
-        let full = messages >= limits.messages || bytes >= limits.bytes;
-        Ok((self.finish(builders), full))
+        Ok(())
     }
 
     /// Here and not in the lane, which in a backlog commits one cycle while the next one is made.
