@@ -77,13 +77,15 @@ impl Reading {
         let mut builders: Vec<MessagesBuilder> =
             (0..self.partitions.len()).map(|_| MessagesBuilder::default()).collect();
         let mut taken = Taken::default();
-        for _ in 0..BURST_ROUNDS {
+        for round in 0..BURST_ROUNDS {
+            if round > 0 {
+                std::thread::sleep(BURST_WAIT);
+            }
             let before = taken.messages;
             self.take_all(&mut builders, &mut taken, limits)?;
             if taken.messages - before < BURST || taken.fills(limits) {
                 break;
             }
-            std::thread::sleep(BURST_WAIT);
         }
         Ok((self.finish(builders), taken.fills(limits)))
     }
