@@ -18,8 +18,10 @@ use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 
 use crate::error::{Error, Result};
+use crate::messages::Header;
 
 /// How long one request to Kafka may take before the server counts as away.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -185,6 +187,55 @@ impl std::fmt::Debug for GroupMetadata {
     }
 }
 
+/// The headers of a message that the wrapper has read.
+pub fn headers(message: &BorrowedMessage<'_>) -> Vec<Header> {
+    // SAFETY: the message is alive.
+    unsafe { copy_headers(message.ptr()) }
+}
+
+/// A message's headers. Names that are not UTF-8 (Kafka's protocol forbids them, brokers don't look) are read lossily; the
+/// wrapper's own accessor would panic on them.
+///
+/// # Safety
+/// `message` is a message of librdkafka's, and alive.
+pub unsafe fn copy_headers(message: *mut ffi::rd_kafka_message_t) -> Vec<Header> {
+    let mut native = std::ptr::null_mut();
+    // SAFETY: the message is alive, and so are its headers.
+    unsafe {
+        match ffi::rd_kafka_message_headers(message, &mut native) {
+            ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => list_headers(native),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// # Safety
+/// `native` is a list of librdkafka's, and alive.
+unsafe fn list_headers(native: *const ffi::rd_kafka_headers_t) -> Vec<Header> {
+    let mut copied = Vec::new();
+    loop {
+        let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0usize);
+        // SAFETY: name and value are only read while the list is alive.
+        unsafe {
+            let found = ffi::rd_kafka_header_get_all(native, copied.len(), &mut name, &mut value, &mut size);
+            if found != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return copied;
+            }
+            let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+            copied.push((name, bytes(value, size).map(<[u8]>::to_vec)));
+        }
+    }
+}
+
+/// Bytes as librdkafka hands them out.
+///
+/// # Safety
+/// `at` is null or the begin of `len` bytes that live as long as `'a`.
+pub unsafe fn bytes<'a>(at: *const std::ffi::c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller's promise.
+    (!at.is_null()).then(|| unsafe { std::slice::from_raw_parts(at.cast(), len) })
+}
+
 /// The id that a topic gets when it is made: a topic deleted and made anew has another one.
 ///
 /// # Errors
@@ -312,4 +363,26 @@ pub fn missing_topic(topic: &str) -> Error {
 /// Forwards librdkafka's own words to the log, below what a person needs: outages are told once, by whoever waits.
 pub fn log_librdkafka(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_whose_names_are_not_utf8_are_read() {
+        // SAFETY: the list is ours and destroyed once; names and values are copied into it.
+        let read = unsafe {
+            let list = ffi::rd_kafka_headers_new(2);
+            for (name, value) in [(&b"a\xff"[..], Some(&b"\xfe"[..])), (b"null", None), (b"empty", Some(b""))] {
+                let (at, size) = value.map_or((std::ptr::null(), 0), |value| (value.as_ptr(), value.len() as isize));
+                ffi::rd_kafka_header_add(list, name.as_ptr().cast(), name.len() as isize, at.cast(), size);
+            }
+            let read = list_headers(list);
+            ffi::rd_kafka_headers_destroy(list);
+            read
+        };
+        let expected = [("a\u{fffd}", Some(b"\xfe".to_vec())), ("null", None), ("empty", Some(Vec::new()))];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value)));
+    }
 }

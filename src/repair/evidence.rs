@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
 use uuid::Uuid;
 
 use super::change::{Case, Resend, refuse};
@@ -17,7 +17,7 @@ use crate::job::setup;
 use crate::kafka;
 use crate::ledger::ailment::Verb;
 use crate::ledger::store::{ChunkKind, Ledger, PartHead};
-use crate::messages::{Header, MessagesBuilder};
+use crate::messages::MessagesBuilder;
 
 /// What is to be sent, and what has been.
 #[derive(Default)]
@@ -383,10 +383,9 @@ async fn letters_sent(case: &Case<'_>, topic: &str, partition: i32, from: i64, t
         let mut found = BTreeSet::new();
         topic::read(&reader, &topic, |message| {
             // The last ones are the newest.
-            let mut ours: BTreeMap<&str, String> = BTreeMap::new();
-            for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
-                let value = header.value.map(|value| String::from_utf8_lossy(value).into_owned());
-                ours.insert(header.key, value.unwrap_or_default());
+            let mut ours: BTreeMap<String, String> = BTreeMap::new();
+            for (name, value) in kafka::headers(message) {
+                ours.insert(name, String::from_utf8_lossy(&value.unwrap_or_default()).into_owned());
             }
             let is = |key: &str, value: &str| ours.get(key).is_some_and(|found| found == value);
             if is("dinnerbell.topic", &source) && is("dinnerbell.partition", &partition.to_string()) {
@@ -446,10 +445,8 @@ async fn decode_again(
     let messages = kafka::blocking(move || {
         let mut builder = MessagesBuilder::default();
         topic::read_partition(&reader, &asked, partition, from, to, |message| {
-            let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-            let headers: Vec<Header> =
-                headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect();
             let timestamp = message.timestamp().to_millis();
+            let headers = kafka::headers(message);
             builder.push(message.offset(), timestamp, message.key(), message.payload(), headers);
         })?;
         Ok(builder.finish())

@@ -1,6 +1,6 @@
 //! One partition's queue of fetched messages, read many at a time: a call for each of them would cost more than the copy.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::sync::Arc;
 
 use rdkafka::bindings as ffi;
@@ -10,6 +10,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::consumer::{Waker, Watcher};
+use crate::kafka;
 use crate::messages::Header;
 
 /// Messages taken at once. As many of each partition may stand here beside what librdkafka bounds, so they are not more
@@ -96,34 +97,17 @@ impl Message {
 
     pub fn key(&self) -> Option<&[u8]> {
         // SAFETY: key and length belong together.
-        unsafe { bytes(self.native().key, self.native().key_len) }
+        unsafe { kafka::bytes(self.native().key, self.native().key_len) }
     }
 
     pub fn value(&self) -> Option<&[u8]> {
         // SAFETY: as above.
-        unsafe { bytes(self.native().payload, self.native().len) }
+        unsafe { kafka::bytes(self.native().payload, self.native().len) }
     }
 
-    /// Copied. Names that are not UTF-8 (Kafka's protocol forbids them, brokers don't look) are read lossily.
     pub fn headers(&self) -> Vec<Header> {
-        let mut headers = std::ptr::null_mut();
-        let mut copied = Vec::new();
-        // SAFETY: the message is alive and the headers are its own; name and value are only read while they are.
-        unsafe {
-            let found = ffi::rd_kafka_message_headers(self.0, &mut headers);
-            if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return copied;
-            }
-            loop {
-                let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0usize);
-                let found = ffi::rd_kafka_header_get_all(headers, copied.len(), &mut name, &mut value, &mut size);
-                if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    return copied;
-                }
-                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
-                copied.push((name, bytes(value, size).map(<[u8]>::to_vec)));
-            }
-        }
+        // SAFETY: the message is alive.
+        unsafe { kafka::copy_headers(self.0) }
     }
 }
 
@@ -132,11 +116,4 @@ impl Drop for Message {
         // SAFETY: ours since `take`, given back once.
         unsafe { ffi::rd_kafka_message_destroy(self.0) }
     }
-}
-
-/// # Safety
-/// `at` is null or the begin of `len` bytes that live as long as `'a`.
-unsafe fn bytes<'a>(at: *const std::ffi::c_void, len: usize) -> Option<&'a [u8]> {
-    // SAFETY: the caller's promise.
-    (!at.is_null()).then(|| unsafe { std::slice::from_raw_parts(at.cast(), len) })
 }
