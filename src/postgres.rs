@@ -3,21 +3,20 @@
 //!
 //! It makes one connection and never a second: what a lost connection leads to is the caller's business.
 
+mod tls;
+
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
-use postgres_openssl::MakeTlsConnector;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode as Wire};
 use tokio_postgres::{AsyncMessage, Client, Statement};
 
-use crate::config::{PostgresSettings, SslMode, Tls};
+use crate::config::{PostgresSettings, SslMode};
 use crate::{Error, Result};
+use tls::{OnDemand, refusal};
 
 /// A client and the task that moves its bytes. Dropping it closes the socket at once: Postgres rolls back what was open.
 #[derive(Debug)]
@@ -66,7 +65,7 @@ impl Drop for Connection {
 /// files that cannot be used, [`Error::Halt`] where trying again cannot help (a certificate that is not trusted, a
 /// password that is asked for and not set).
 pub async fn connect(settings: &PostgresSettings, application_name: &str) -> Result<Connection> {
-    let connector = tls_connector(&settings.tls)?;
+    let connector = OnDemand::new(&settings.tls)?;
     let mut client = settings.client.clone();
     if client.get_application_name().is_none() {
         client.application_name(application_name);
@@ -84,7 +83,7 @@ pub async fn connect(settings: &PostgresSettings, application_name: &str) -> Res
 async fn attempt(
     client: &mut tokio_postgres::Config,
     mode: Wire,
-    connector: &MakeTlsConnector,
+    connector: &OnDemand,
 ) -> Result<Connection, tokio_postgres::Error> {
     let (client, mut connection) = client.ssl_mode(mode).connect(connector.clone()).await?;
     let driver = tokio::spawn(async move {
@@ -119,59 +118,14 @@ fn wire_modes(settings: &PostgresSettings) -> &'static [Wire] {
 fn other_mode_may_help(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         Some(code) => code.code() == "28000",
-        None => tls_refusal(error).is_some(),
-    }
-}
-
-fn tls_connector(tls: &Tls) -> Result<MakeTlsConnector> {
-    let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(|error| library(&error))?;
-    if let Some(root) = &tls.root {
-        // A store of its own: this authority and no other.
-        builder.set_cert_store(openssl::x509::store::X509StoreBuilder::new().map_err(|error| library(&error))?.build());
-        builder.set_ca_file(root).map_err(|error| unusable("sslrootcert", root, &error))?;
-    }
-    if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
-        builder.set_certificate_chain_file(certificate).map_err(|error| unusable("sslcert", certificate, &error))?;
-        builder.set_private_key_file(key, SslFiletype::PEM).map_err(|error| unusable("sslkey", key, &error))?;
-        builder.check_private_key().map_err(|error| unusable("sslkey", key, &error))?;
-    }
-    let verify = match tls.mode {
-        SslMode::VerifyCa | SslMode::VerifyFull => true,
-        // libpq: where there is a root certificate, require means verify-ca, and prefer looks at the chain as well.
-        SslMode::Allow | SslMode::Prefer | SslMode::Require => tls.root.is_some(),
-        SslMode::Disable => false,
-    };
-    builder.set_verify(if verify { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
-    let mut connector = MakeTlsConnector::new(builder.build());
-    let verify_host = tls.mode == SslMode::VerifyFull;
-    connector.set_callback(move |connection, _host| {
-        connection.set_verify_hostname(verify_host);
-        Ok(())
-    });
-    Ok(connector)
-}
-
-fn library(error: &ErrorStack) -> Error {
-    Error::Halt { what: format!("cannot set up TLS: {error}"), remedy: "check the installation of OpenSSL".into() }
-}
-
-fn unusable(option: &str, path: &Path, error: &ErrorStack) -> Error {
-    // OpenSSL's own text is about its source files; the file's own trouble says more, where it has one.
-    let why = match std::fs::read(path) {
-        Err(error) => error.to_string(),
-        Ok(_) => error.errors().first().and_then(|error| error.reason()).unwrap_or("not usable").to_string(),
-    };
-    Error::Setting {
-        key: "postgres.url".into(),
-        problem: format!("{option}: cannot use {}: {why}", path.display()),
-        remedy: "name a PEM file that the job's user may read (a key without a passphrase)".into(),
+        None => refusal(error).is_some(),
     }
 }
 
 /// Retrying is for servers that are away; what will not change by itself halts.
 fn explain(settings: &PostgresSettings, error: tokio_postgres::Error) -> Error {
     let doing = format!("cannot connect to {}", settings.display());
-    if let Some((what, remedy)) = tls_refusal(&error) {
+    if let Some((what, remedy)) = refusal(&error) {
         return Error::Halt { what: format!("{doing}: {what}"), remedy: remedy.into() };
     }
     let source_is = |kind: fn(&Cause) -> bool| chain(&error).any(kind);
@@ -185,30 +139,6 @@ fn explain(settings: &PostgresSettings, error: tokio_postgres::Error) -> Error {
     // The client library will not go on: no password, no common way to authenticate, a wrong combination of options.
     let what = Error::Postgres { doing, source: error }.to_string();
     Error::Halt { what, remedy: "check the user, the password and the options of [postgres] url".into() }
-}
-
-/// Why one side refused the handshake, and what to do; `None` where TLS wasn't the matter, or it only broke off.
-fn tls_refusal(error: &tokio_postgres::Error) -> Option<(String, &'static str)> {
-    let outer = error.source()?.to_string();
-    // tokio-postgres's own words; it has no other sign of it.
-    if outer == "server does not support TLS" {
-        return Some((outer, "turn ssl on in postgresql.conf, or set sslmode=disable in [postgres] url"));
-    }
-    let refusal = chain(error).find_map(|cause| cause.downcast_ref::<openssl::ssl::Error>())?;
-    let reasons: Vec<&str> = refusal.ssl_error()?.errors().iter().filter_map(|error| error.reason()).collect();
-    if reasons.iter().any(|reason| reason.contains("unexpected eof")) {
-        return None;
-    }
-    // What OpenSSL found wrong with the certificate stands behind the error itself.
-    let detail = outer.strip_prefix(&refusal.to_string()).unwrap_or_default();
-    let what = format!("the TLS handshake failed: {}{detail}", reasons.join(", "));
-    let remedy = if reasons.contains(&"certificate verify failed") {
-        "check that sslrootcert holds the authority of the server's certificate and, for verify-full, that the \
-         certificate names the host in [postgres] url"
-    } else {
-        "check that both sides have a TLS version in common, and sslcert and sslkey where the server wants them"
-    };
-    Some((what, remedy))
 }
 
 type Cause = dyn std::error::Error + 'static;
@@ -232,21 +162,6 @@ mod tests {
         assert_eq!(wire_modes(&settings("host=/run/postgresql sslmode=verify-full")), [Wire::Disable]);
         assert_eq!(wire_modes(&settings("host=/run/postgresql,db sslmode=verify-full")), [Wire::Require]);
         assert_eq!(wire_modes(&settings("host=db")), [Wire::Prefer, Wire::Disable]);
-    }
-
-    #[test]
-    fn tls_files_that_cannot_be_used_are_settings_errors() {
-        let error = |url: &str| match tls_connector(&settings(url).tls).err() {
-            Some(Error::Setting { key, problem, .. }) => format!("{key}: {problem}"),
-            other => panic!("{url}: {other:?}"),
-        };
-        insta::assert_snapshot!(error("host=h sslrootcert=/no/such.pem"), @"postgres.url: sslrootcert: cannot use /no/such.pem: No such file or directory (os error 2)");
-        let empty = tempfile::NamedTempFile::new().unwrap();
-        let path = empty.path().display();
-        let text = error(&format!("host=h sslrootcert={path}"));
-        assert!(text.contains("sslrootcert") && !text.contains("os error"), "{text}");
-        let text = error(&format!("host=h sslcert={path} sslkey={path}"));
-        assert!(text.contains("sslcert"), "{text}");
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dinnerbell::kafka::GroupMetadata;
@@ -221,12 +221,17 @@ impl Sink {
 fn open(properties: &BTreeMap<String, String>, id: &str) -> BaseProducer {
     let mut config = client(properties);
     let producer: BaseProducer = config.set("transactional.id", id).create().expect("a producer");
-    producer.init_transactions(Duration::from_secs(30)).expect("a transactional producer");
+    // In short steps, each of which looks for the coordinator anew, as the job does.
+    let end = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = producer.init_transactions(Duration::from_millis(20)) {
+        assert!(Instant::now() < end, "no transactional producer: {error}");
+    }
     producer
 }
 
 fn client(properties: &BTreeMap<String, String>) -> ClientConfig {
     let mut config = ClientConfig::new();
+    config.set("reconnect.backoff.ms", "20");
     for (key, value) in properties {
         config.set(key, value);
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use uuid::Uuid;
 
@@ -224,8 +224,8 @@ async fn seize(
     // To the end of each: one that went on by itself could fence the producers of the next claim.
     let (topic, a, b, postgres) = tokio::join!(
         check_topic(claimant),
-        open(claimant, first),
-        open(claimant, second),
+        open_own(claimant, first),
+        open_own(claimant, second),
         connect(&claimant.config.postgres)
     );
     let ((), a, b, postgres) = (topic?, a?, b?, postgres?);
@@ -253,6 +253,16 @@ async fn seize(
     };
     let seen = look(claimant, claimed).await?;
     Ok((tenure, seen))
+}
+
+/// A producer of the lane's own, ready for the output topic.
+async fn open_own(claimant: &Claimant, id: &str) -> Result<Producer> {
+    let (producer, topic) = (open(claimant, id).await?, claimant.config.sink_kafka.topic.clone());
+    kafka::blocking(move || {
+        producer.get_to_know(&topic);
+        Ok(producer)
+    })
+    .await
 }
 
 /// A producer under one of the lane's ids, or under a namesake's: that one is fenced by it.
@@ -345,6 +355,10 @@ async fn group_offsets(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTre
     kafka::blocking(move || read_group_offsets(&consumer, &topic, &partitions)).await
 }
 
+/// Brokers that answer all else do not answer this for as long as a commit is half done.
+const HELD_BACK: &str = "if the brokers answer otherwise, an open transaction holds them back: one that a dead job has left is \
+                         ended at once by the next that claims its partitions in the ledger, and by Kafka within 15 minutes";
+
 /// The group's committed offsets, stable: under `isolation.level=read_committed` the broker answers only once no
 /// transaction that touches them is open. Blocks.
 pub fn read_group_offsets<C: ConsumerContext>(
@@ -357,7 +371,10 @@ pub fn read_group_offsets<C: ConsumerContext>(
         asked.add_partition(topic, *partition);
     }
     let doing = || format!("reading the group's committed offsets of {topic}");
-    let found = committed_offsets(consumer, asked).map_err(Error::kafka(doing()))?;
+    let found = committed_offsets(consumer, asked).map_err(|error| match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::OperationTimedOut) => Error::kafka(format!("{} ({HELD_BACK})", doing()))(error),
+        _ => Error::kafka(doing())(error),
+    })?;
     let mut offsets = BTreeMap::new();
     for element in found.elements() {
         element.error().map_err(Error::kafka(doing()))?;
@@ -373,7 +390,7 @@ fn committed_offsets<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     asked: TopicPartitionList,
 ) -> Result<TopicPartitionList, KafkaError> {
-    use rdkafka::error::RDKafkaErrorCode as Code;
+    use RDKafkaErrorCode as Code;
     let deadline = Instant::now() + kafka::CALL_TIMEOUT;
     loop {
         let error = match consumer.committed_offsets(asked.clone(), kafka::CALL_TIMEOUT) {

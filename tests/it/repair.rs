@@ -64,7 +64,13 @@ fn recovers(stack: &Stack, campaigns: usize) {
 /// Runs until the process dies right after a Postgres commit: a stored part waits for its Kafka commit.
 #[track_caller]
 fn dies_between_the_commits(stack: &Stack, after: u32) {
-    let points = format!("S7={after}*off->return");
+    dies_at(stack, "S7", after);
+}
+
+/// Runs until the process dies at this step of a commit.
+#[track_caller]
+fn dies_at(stack: &Stack, step: &str, after: u32) {
+    let points = format!("{step}={after}*off->return");
     let mut job = Job::spawn_with(stack, &["run"], &[("FAILPOINTS", &points)]);
     let status = job.wait(PATIENCE);
     assert_eq!(status.signal(), Some(libc::SIGKILL), "{}", job.stderr());

@@ -48,6 +48,29 @@ fn all_progress_rows_deleted_beside_a_stored_batch() {
 }
 
 #[test]
+fn all_progress_rows_deleted_beside_a_commit_that_kafka_still_holds_open() {
+    let stack = stack("open");
+    produce(&stack, 0..30);
+    dies_at(&stack, "S8", 2);
+    let open = transactional_ids(&stack);
+    stack.execute("DELETE FROM dinnerbell.progress");
+    let rows = "SELECT (SELECT count(*) FROM dinnerbell.parts) + (SELECT count(*) FROM subscribers_feedback)";
+    let before = stack.number(rows);
+    // The offsets may become what the dead job was about to commit, or stay what they are: nothing is said, and nothing done,
+    // before that is settled.
+    for args in [&[][..], &["--adopt", "--execute"]] {
+        let (code, text) = repair(&stack, args);
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains("reading the group's committed offsets of campaigns"), "{text}");
+        assert!(text.contains("an open transaction holds them back") && text.contains("within 15 minutes"), "{text}");
+        assert_eq!(stack.number(rows), before);
+    }
+    time_out(&stack, &open);
+    repairs(&stack, "--adopt", &["no batch was half done when the ledger was lost", "goes on at"]);
+    recovers(&stack, 30);
+}
+
+#[test]
 fn a_dropped_ledger_is_made_again_from_the_group_s_offsets() {
     let stack = stack("dropped");
     produce(&stack, 0..30);
