@@ -41,6 +41,22 @@ fn sigterm_in_mid_load_drains_and_a_restart_goes_on() {
     LOAD.verify(&stack, 400);
 }
 
+/// Nobody polls any more, so nothing would ever come: the job must not stand there in silence, and as a member of the group.
+#[test]
+fn a_polling_thread_that_panics_ends_the_job() {
+    let stack = small_batches(Stack::new("panic"));
+    LOAD.produce(&stack, 0..100);
+    let mut job = Job::spawn_with(&stack, &["run"], &[("FAILPOINTS", "S0=3*off->panic")]);
+    let code = job.wait(PATIENCE).code();
+    assert_eq!(code, Some(1), "{}", job.stderr());
+    let told = job.stderr();
+    assert!(told.contains("the polling thread has ended"), "{told}");
+    let mut job = Job::spawn(&stack, &["run"]);
+    LOAD.arrives(&stack, 100);
+    drained(&mut job);
+    LOAD.verify(&stack, 100);
+}
+
 #[test]
 fn kill_9_ten_times_in_mid_load() {
     let stack = small_batches(Stack::new("kill9"));
