@@ -41,7 +41,7 @@ pub fn client_config(user: &BTreeMap<String, String>, owned: &[(&str, &str)]) ->
     // librdkafka would log its own connection attempts at every retry; outages are reported once, by the lane.
     config.set("log.connection.close", "false").set("client.id", "dinnerbell");
     // A new client comes to know its brokers by the first of them, closes that connection, and opens the next one no sooner
-    // than half of this later. It doubles with each failure, as ever.
+    // than half of this later. It doubles with each attempt, up to reconnect.backoff.max.ms.
     config.set("reconnect.backoff.ms", "20");
     for (key, value) in user {
         config.set(key, value);

@@ -128,6 +128,9 @@ fn explain(settings: &PostgresSettings, error: tokio_postgres::Error) -> Error {
     if let Some((what, remedy)) = refusal(&error) {
         return Error::Halt { what: format!("{doing}: {what}"), remedy: remedy.into() };
     }
+    if let Some(Error::Halt { what, remedy }) = error.source().and_then(|cause| cause.downcast_ref()) {
+        return Error::Halt { what: format!("{doing}: {what}"), remedy: remedy.clone() };
+    }
     let source_is = |kind: fn(&Cause) -> bool| chain(&error).any(kind);
     // A timeout and a closed connection have no cause.
     let away = error.source().is_none()

@@ -83,7 +83,8 @@ async fn job(spec: Spec) {
     let blocking = tokio::task::spawn_blocking::<_, BaseProducer>;
     let [a, b] = [0, 1].map(|k| {
         let (properties, id) = (spec.producer.clone(), spec.transactional_ids[k].clone());
-        blocking(move || open(&properties, &id))
+        let topic = spec.output_topic.clone();
+        blocking(move || open(&properties, &id, &topic))
     });
     let (properties, topic) = (spec.consumer.clone(), spec.topic.clone());
     let joined = tokio::task::spawn_blocking(move || join(&properties, &topic));
@@ -218,14 +219,16 @@ impl Sink {
     }
 }
 
-fn open(properties: &BTreeMap<String, String>, id: &str) -> BaseProducer {
+fn open(properties: &BTreeMap<String, String>, id: &str, topic: &str) -> BaseProducer {
     let mut config = client(properties);
     let producer: BaseProducer = config.set("transactional.id", id).create().expect("a producer");
     // In short steps, each of which looks for the coordinator anew, as the job does.
     let end = Instant::now() + Duration::from_secs(30);
     while let Err(error) = producer.init_transactions(Duration::from_millis(20)) {
-        assert!(Instant::now() < end, "no transactional producer: {error}");
+        let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+        assert!(passes && Instant::now() < end, "no transactional producer: {error}");
     }
+    producer.client().fetch_metadata(Some(topic), Duration::from_secs(10)).expect("the output topic");
     producer
 }
 

@@ -91,6 +91,7 @@ const OWNED: &[(&str, &str, &str)] = &[
     ("acks", PRODUCER, REMOVE),
     ("request.required.acks", PRODUCER, REMOVE),
     ("delivery.report.only.error", "the sink rests on it to learn of refused records", REMOVE),
+    ("allow.auto.create.topics", "a topic that is gone must not come back by itself, empty", REMOVE),
     ("metadata.broker.list", "it is the old name of bootstrap.servers", "use bootstrap.servers"),
 ];
 const COMMITS: &str = "progress is committed with each transaction, and by nothing else";

@@ -355,9 +355,10 @@ async fn group_offsets(claimant: &Claimant, partitions: Vec<i32>) -> Result<BTre
     kafka::blocking(move || read_group_offsets(&consumer, &topic, &partitions)).await
 }
 
-/// Brokers that answer all else do not answer this for as long as a commit is half done.
-const HELD_BACK: &str = "if the brokers answer otherwise, an open transaction holds them back: one that a dead job has left is \
-                         ended at once by the next that claims its partitions in the ledger, and by Kafka within 15 minutes";
+/// Brokers that answer everything else do not answer this for as long as a commit is half done.
+const HELD_BACK: &str = "where the brokers answer everything else, the group's coordinator is away or an open transaction holds \
+                         the offsets back; one that a dead job has left is ended by the next job that claims these partitions, \
+                         or by Kafka within 15 minutes";
 
 /// The group's committed offsets, stable: under `isolation.level=read_committed` the broker answers only once no
 /// transaction that touches them is open. Blocks.

@@ -41,13 +41,13 @@ where
     type Error = Infallible;
 
     fn make_tls_connect(&mut self, domain: &str) -> Result<Handshake, Infallible> {
-        Ok(Handshake { connector: self.clone(), domain: domain.to_owned() })
+        Ok(Handshake { on_demand: self.clone(), domain: domain.to_owned() })
     }
 }
 
-/// The server has said that it has TLS.
+/// A handshake that may come.
 pub struct Handshake {
-    connector: OnDemand,
+    on_demand: OnDemand,
     domain: String,
 }
 
@@ -55,7 +55,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Handshake {
     fn connector(&self) -> Result<MakeTlsConnector> {
-        self.connector.made.clone().map_or_else(|| connector(&self.connector.tls), Ok)
+        self.on_demand.made.clone().map_or_else(|| connector(&self.on_demand.tls), Ok)
     }
 }
 
@@ -67,6 +67,7 @@ where
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<TlsStream<S>, Failure>> + Send>>;
 
+    /// The server has said that it has TLS.
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
             let connect = MakeTlsConnect::<S>::make_tls_connect(&mut self.connector()?, &self.domain)?;

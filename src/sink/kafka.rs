@@ -31,11 +31,14 @@ const ACK_POLL: Duration = Duration::from_millis(1);
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
-/// How long one try of an abort lasts at most before reports are read again, and one of an init.
-const STEP: Duration = Duration::from_millis(100);
+/// The longest that one try of an abort or an init lasts.
+const LONGEST_TRY: Duration = Duration::from_millis(100);
 
-/// How long the first try of an init lasts: about as long as a connection takes.
+/// The first try of an init: about as long as a connection takes.
 const FIRST_INIT: Duration = Duration::from_millis(10);
+
+/// How long a claim may wait for what only saves time later.
+const ASIDE: Duration = Duration::from_secs(1);
 
 /// Serving callbacks takes microseconds; what takes longer is something else, and not worth a hanging lane.
 const SERVE_LIMIT: Duration = Duration::from_secs(1);
@@ -79,6 +82,8 @@ impl Producer {
             ("enable.idempotence", "true"),
             ("acks", "all"),
             ("delivery.report.only.error", "true"),
+            // A producer's default is to have every topic made that it asks for, where the broker does so.
+            ("allow.auto.create.topics", "false"),
         ];
         let doing = format!("opening the transactional producer {transactional_id}");
         let mut config = kafka::client_config(&user, &owned);
@@ -88,18 +93,15 @@ impl Producer {
         let producer: BaseProducer<Failures> = config
             .create_with_context(Failures::default())
             .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
-        if let Err(error) = init_transactions(&producer) {
-            // Serves the callback that tells why.
-            producer.poll(Duration::ZERO);
-            return Err(producer.context().explain(doing, error));
-        }
+        init_transactions(&producer).map_err(Error::kafka(doing))?;
         let [given_up, begun] = [(); 2].map(|()| AtomicBool::new(false));
         Ok(Producer { producer, given_up, begun, transactional_id: transactional_id.into() })
     }
 
-    /// Asks for the topic's partitions, so that the first record need not wait for them. What is wrong with the topic shows there.
+    /// Asks for the topic's partitions, so that the first record need not wait for them. That one also meets what is wrong
+    /// with the topic.
     pub fn get_to_know(&self, topic: &str) {
-        let _ = self.producer.client().fetch_metadata(Some(topic), kafka::CALL_TIMEOUT);
+        let _ = self.producer.client().fetch_metadata(Some(topic), ASIDE);
     }
 
     /// Gives the open transaction up: records are dropped from here on, nobody waits for acknowledgements, and only an
@@ -225,7 +227,7 @@ impl Producer {
                 outcome => break outcome,
             }
             self.producer.poll(ACK_POLL);
-            step = (step * 2).min(STEP);
+            step = (step * 2).min(LONGEST_TRY);
         };
         self.producer.context().clear();
         outcome.map_err(Error::kafka("aborting a Kafka transaction"))?;
@@ -250,15 +252,15 @@ impl Producer {
     }
 }
 
-/// By itself librdkafka looks for a broker that is up, and asks again who coordinates the id, only every half second: longer than
-/// all the rest of a claim. Each new call, which takes up what the last one began, makes it look at once.
+/// By itself librdkafka looks for a broker that is up, and asks again who coordinates the id, only every half second:
+/// longer than all the rest of a claim. Each new call, which takes up what the last one began, makes it look at once.
 fn init_transactions(producer: &BaseProducer<Failures>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + kafka::CALL_TIMEOUT;
     let mut step = FIRST_INIT;
     loop {
         match producer.init_transactions(step) {
             Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {
-                step = (step * 2).min(STEP);
+                step = (step * 2).min(LONGEST_TRY);
             }
             outcome => return outcome,
         }
