@@ -17,12 +17,18 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::support::{Campaign, Job, Load, Message, PATIENCE, Stack, block_on, restaurant, stop, wait_until};
+use crate::support::{
+    Campaign, Job, Kafka, KafkaOptions, Load, Message, PATIENCE, Postgres, Stack, block_on, restaurant, stop,
+    wait_until,
+};
 
 const LOAD: Load = Load { restaurants: 5, subscribers: 20 };
 
 fn stack(name: &str) -> Stack {
-    let mut stack = Stack::new(&format!("repair_{name}"));
+    prepared(Stack::new(&format!("repair_{name}")))
+}
+
+fn prepared(mut stack: Stack) -> Stack {
     stack.set("batch", "max_messages", 5);
     // The least that the broker takes: a repair waits until a member that was killed has gone.
     stack.set("source.kafka", "session.timeout.ms", "6000");

@@ -143,6 +143,23 @@ fn an_output_topic_that_goes_under_load_is_told_and_made_anew() {
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);
 }
 
+/// Kafka's own default makes every topic that a producer asks for.
+#[test]
+fn an_output_topic_that_goes_does_not_come_back_by_itself() {
+    let properties = vec!["auto.create.topics.enable=true".to_owned()];
+    let kafka = Kafka::start(KafkaOptions { properties, ..KafkaOptions::default() });
+    let postgres = Postgres::start(Default::default());
+    let stack = prepared(Stack::private("repair_back", &kafka, &postgres));
+    produce(&stack, 0..15);
+    delivers(&stack, 15);
+    let mut job = Job::spawn(&stack, &["run"]);
+    wait_until("ready", PATIENCE, || job.is_ready());
+    delete_topic(&stack, &stack.triggers);
+    produce(&stack, 15..30);
+    let (what, _) = halted(&stack, &mut job);
+    assert!(what.contains("topic triggers does not exist in Kafka"), "{what}");
+}
+
 #[test]
 fn a_stored_batch_that_waits_for_a_topic_that_is_gone() {
     let mut stack = stack("gone_stored");
