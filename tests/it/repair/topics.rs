@@ -155,6 +155,8 @@ fn an_output_topic_that_goes_does_not_come_back_by_itself() {
     let mut job = Job::spawn(&stack, &["run"]);
     wait_until("ready", PATIENCE, || job.is_ready());
     delete_topic(&stack, &stack.triggers);
+    // The next claim opens its producers for the topic that is gone.
+    stack.kill_sessions();
     produce(&stack, 15..30);
     let (what, _) = halted(&stack, &mut job);
     assert!(what.contains("topic triggers does not exist in Kafka"), "{what}");
