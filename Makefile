@@ -60,7 +60,8 @@ bench: setup jars
 	@mkdir -p target
 	cargo bench --bench end_to_end -- --report $(CURDIR)/$(BENCH_REPORT) $(ARGS)
 	cargo bench --bench stages >target/bench-stages.txt
-	@{ printf '\nStages:\n\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
+	@{ printf '\nStages:\n\n'; awk -f scripts/criterion-table.awk target/bench-stages.txt; \
+	   printf '\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
 	@echo "$(BENCH_REPORT)"
 
 # Needs perf (linux-perf) and inferno (cargo install inferno).
