@@ -134,6 +134,7 @@ async fn attempt(
         if !refused.is_empty() {
             return Ok(Attempt::Refused(refused));
         }
+        tell(engine, works, &results);
         for work in works {
             if let Some(held) = tenure.held.get_mut(&work.partition) {
                 held.read_to = work.range.to;
@@ -161,6 +162,7 @@ async fn attempt(
             return Ok(if refused.is_empty() { Attempt::RowRefused(stage, why) } else { Attempt::Refused(refused) });
         }
     };
+    tell(engine, works, &results);
     transaction.commit(tenure, ready).await?;
     Ok(Attempt::Done(results))
 }
@@ -197,6 +199,19 @@ impl Transaction {
         metrics::rows(Server::Postgres, rows);
         metrics::rows(Server::Kafka, rows);
         Ok(())
+    }
+}
+
+/// Says what becomes of each micro-batch before anything of it is durable: no offset is passed in silence.
+fn tell(engine: &Engine, works: &[Work], results: &[PartResult]) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    for (work, result) in works.iter().zip(results) {
+        let place = format!("{}[{}]", engine.source_topic, work.partition);
+        let (from, to) = (work.range.from, work.range.to);
+        let (outcomes, dead_letters) = (result.outcomes_as_json(), work.rejects.len());
+        tracing::debug!(place, from, to, dead_letters, %outcomes, "micro-batch counted");
     }
 }
 

@@ -28,6 +28,13 @@ pub struct PartResult {
     pub over_size: Vec<(i64, Letter, Reject)>,
 }
 
+impl PartResult {
+    /// Messages by outcome, those that occur; dead letters are none of them.
+    pub fn outcomes_as_json(&self) -> serde_json::Value {
+        self.outcomes.counts.iter().filter(|(_, count)| *count > 0).cloned().collect()
+    }
+}
+
 /// The pieces of one commit, pulled one by one.
 pub struct Output<'a> {
     engine: &'a mut Engine,

@@ -74,14 +74,10 @@ impl Transaction {
 
     fn facts(&self, now: DateTime<Utc>, result: &PartResult) -> PartFacts {
         PartFacts {
-            outcomes: outcomes_as_json(result),
+            outcomes: result.outcomes_as_json(),
             triggered_at: SystemTime::from(now),
             sql_hash: self.sql_hash.clone(),
             sink_table: self.copy.table.clone(),
         }
     }
-}
-
-fn outcomes_as_json(result: &PartResult) -> serde_json::Value {
-    result.outcomes.counts.iter().filter(|(_, count)| *count > 0).cloned().collect()
 }

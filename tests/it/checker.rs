@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::support::checker::{
-    Change, Evidence, Examination, GroupOffset, History, Part, decode_group_offset, examine,
+    Change, Evidence, Examination, GroupOffset, History, Part, Told, decode_group_offset, examine,
 };
 use crate::support::model::Model;
 use crate::support::{Campaign, Record, client, restaurant};
@@ -22,9 +22,11 @@ struct Left {
     committed: Vec<Record>,
     aborted: Vec<Record>,
     letters: Vec<Record>,
+    aborted_letters: Vec<Record>,
     history: History,
     offsets: Vec<GroupOffset>,
     sent_again: Vec<(i32, i64, i64)>,
+    told: Vec<Told>,
     /// `[sink.kafka] key`
     key: Option<String>,
 }
@@ -101,9 +103,16 @@ fn changes(rows: &[Row]) -> Vec<Change> {
 }
 
 fn part(partition: i32, from: i64, to: i64, commit: &str, rows: u64, letters: u64, outcomes: &[(&str, u64)]) -> Part {
-    let outcomes: BTreeMap<String, u64> = outcomes.iter().map(|(name, count)| (name.to_string(), *count)).collect();
-    let commit = commit.to_owned();
+    let (commit, outcomes) = (commit.to_owned(), self::outcomes(outcomes));
     Part { partition, from, to, commit, rows, letters, outcomes, triggered_at: MADE, deleted: 1 }
+}
+
+fn outcomes(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    counts.iter().map(|(name, count)| (name.to_string(), *count)).collect()
+}
+
+fn told(partition: i32, from: i64, to: i64, counts: &[(&str, u64)]) -> Told {
+    Told { partition, from, to, outcomes: outcomes(counts) }
 }
 
 fn good() -> Left {
@@ -149,9 +158,19 @@ fn good() -> Left {
         offset(1, 1, metadata(1, "b"), 1_012),
         offset(0, 5, metadata(1, "c"), 1_013),
     ];
-    let letters = vec![letter(0, 1, "{no JSON", "decode", "$")];
-    let (sent_again, key) = (vec![(0, 0, 2)], Some("client_id".to_owned()));
-    Left { input, table, committed, aborted, letters, history, offsets, sent_again, key }
+    // The dead letter stands aborted as often as the rows beside it.
+    let dead = letter(0, 1, "{no JSON", "decode", "$");
+    let aborted_letters = (1..3).map(|offset| Record { offset, ..dead.clone() }).collect();
+    let told = vec![
+        told(0, 0, 2, &[("triggered", 1), ("dead_letter", 1)]),
+        told(0, 0, 2, &[("triggered", 1), ("dead_letter", 1)]),
+        told(0, 2, 3, &[("expired", 1)]),
+        told(0, 3, 4, &[("triggered", 1)]),
+        told(1, 0, 1, &[("triggered", 1)]),
+        told(0, 4, 5, &[("no_match:subscribers_restaurants", 1)]),
+    ];
+    let (letters, sent_again, key) = (vec![dead], vec![(0, 0, 2)], Some("client_id".to_owned()));
+    Left { input, table, committed, aborted, letters, aborted_letters, history, offsets, sent_again, told, key }
 }
 
 fn look_at(left: &Left) -> Examination {
@@ -169,9 +188,11 @@ fn look_at(left: &Left) -> Examination {
         committed: records(&left.committed),
         uncommitted: records(&[left.aborted.clone(), left.committed.clone()].concat()),
         letters: records(&left.letters),
+        uncommitted_letters: records(&[left.letters.clone(), left.aborted_letters.clone()].concat()),
         history: left.history.clone(),
         offsets: left.offsets.clone(),
         sent_again: left.sent_again.clone(),
+        told: left.told.clone(),
     })
 }
 
@@ -195,7 +216,8 @@ fn a_run_that_is_right_passes() {
         [9, 9, 9, 1]
     );
     assert_eq!([fact("advances"), fact("claims of a partition"), fact("stored parts")], [4, 2, 3]);
-    assert_eq!(fact("aborted records"), 6);
+    assert_eq!([fact("aborted records"), fact("aborted dead letters")], [6, 2]);
+    assert_eq!(fact("micro-batches that the job told of"), 6);
     assert_eq!(fact("aborted records of stored parts, committed with the same bytes"), 3);
     assert_eq!([fact("outcome triggered"), fact("outcome expired"), fact("outcome dead_letter")], [3, 1, 1]);
 }
@@ -304,7 +326,6 @@ fn dead_letters_without_their_key_or_headers() {
 
 #[test]
 fn a_ledger_that_counts_wrongly() {
-    let outcomes = |counts: &[(&str, u64)]| counts.iter().map(|(name, count)| (name.to_string(), *count)).collect();
     finds("I2", "outcomes are not the model's", |left| left.history.parts[0].outcomes = outcomes(&[("expired", 1)]));
     // It counts the expired one as well, which is right, or two of them, which is not.
     finds("I2", "outcomes are not the model's", |left| {
@@ -316,6 +337,21 @@ fn a_ledger_that_counts_wrongly() {
     finds("I2", "other rows or letters", |left| left.history.parts[1].commit = "z".into());
     finds("I5", "belong to no advance", |left| left.history.parts.push(part(0, 1, 3, "d", 1, 0, &[])));
     finds("I5", "not deleted exactly once", |left| left.history.parts[0].deleted = 0);
+}
+
+#[test]
+fn a_job_that_tells_something_else() {
+    let other = "1 micro-batches have other outcomes by the job's own count";
+    // Another reason, and a message less; no part says anything about either.
+    finds("I2", other, |left| left.told[5] = told(0, 4, 5, &[("expired", 1)]));
+    finds("I2", other, |left| left.told[5].outcomes.clear());
+    // Of two attempts the first one counted differently.
+    finds("I2", other, |left| left.told[0] = told(0, 0, 2, &[("triggered", 2)]));
+    let silent = "1 ranges of offsets have no outcome by the job's own count; the first: partition ";
+    finds("I2", &format!("{silent}0: [2, 3)"), |left| drop(left.told.remove(2)));
+    finds("I2", &format!("{silent}0: told of up to 4, it ends at 5"), |left| drop(left.told.pop()));
+    finds("I2", &format!("{silent}1: told of up to 0, it ends at 1"), |left| drop(left.told.remove(4)));
+    finds("I2", &format!("{silent}0: told of up to 6, it ends at 5"), |left| left.told[5].to = 6);
 }
 
 #[test]
@@ -357,6 +393,27 @@ fn aborted_records_with_other_bytes() {
         left.committed.push(record(0, 100, row.text().replace(&MADE.to_string(), &EARLIER.to_string())));
     });
     finds("I6", "no part that Postgres has committed", |left| left.sent_again.push((0, 2, 3)));
+}
+
+#[test]
+fn aborted_dead_letters_with_other_bytes() {
+    let differing = "1 aborted dead letters do not stand committed, byte for byte; the first: ";
+    let spoilt = |left: &mut Left, with: Record| left.aborted_letters[1] = Record { offset: 2, ..with };
+    finds("I6", differing, |left| left.aborted_letters[0].value = Some(b"{no".to_vec()));
+    finds("I6", differing, |left| left.aborted_letters[0].key = None);
+    finds("I6", "1 aborted dead letters differ from their message", |left| left.aborted_letters[0].key = None);
+    finds("I6", differing, |left| drop(left.aborted_letters[1].headers.pop()));
+    // The header says something else than the one that stands committed: only the bytes tell.
+    finds("I6", differing, |left| {
+        let own = left.aborted_letters[1].headers.iter_mut().find(|(name, _)| name == "dinnerbell.reason");
+        own.expect("a reason").1 = Some(b"another reason".to_vec());
+    });
+    finds("I6", "1 aborted dead letters give another stage or path", |left| {
+        spoilt(left, letter(0, 1, "{no JSON", "encode", "$"));
+    });
+    finds("I6", "1 aborted dead letters of messages that are none", |left| {
+        spoilt(left, letter(0, 3, "x", "decode", "$"));
+    });
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Stops, crashes and outages in mid-load: nothing lost, nothing twice, and the job goes on by itself.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Job, Kafka, KafkaOptions, LONG_PATIENCE as PATIENCE, Load, Postgres, Shutdown, Stack, wait_until,
+    Job, Kafka, KafkaOptions, LONG_PATIENCE as PATIENCE, Load, Postgres, Shutdown, Stack, random, wait_until,
 };
 
 const LOAD: Load = Load { restaurants: 20, subscribers: 25 };
@@ -25,6 +28,59 @@ fn rows(stack: &Stack) -> i64 {
     stack.number("SELECT count(*) FROM subscribers_feedback")
 }
 
+/// What happens after the load proves nothing.
+#[track_caller]
+fn in_mid_load(stack: &Stack, campaigns: usize) {
+    assert!(!LOAD.is_in_postgres(stack, campaigns), "it came after the load, not in its middle");
+}
+
+/// A load that goes on for as long as it lives: campaigns from 0 on, more of them whenever few are left to do.
+struct Feed<'scope> {
+    stack: &'scope Stack,
+    shared: Arc<(AtomicUsize, AtomicBool)>,
+    thread: Option<ScopedJoinHandle<'scope, ()>>,
+}
+
+impl<'scope> Feed<'scope> {
+    fn start(scope: &'scope Scope<'scope, '_>, stack: &'scope Stack) -> Feed<'scope> {
+        let shared = Arc::new((AtomicUsize::new(0), AtomicBool::new(false)));
+        let ours = shared.clone();
+        let thread = scope.spawn(move || {
+            let (produced, ended) = &*ours;
+            let mut from = 0_usize;
+            while !ended.load(Ordering::SeqCst) {
+                if LOAD.is_in_postgres(stack, from.saturating_sub(100)) {
+                    LOAD.produce(stack, from..from + 200);
+                    from += 200;
+                    produced.store(from, Ordering::SeqCst);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Feed { stack, shared, thread: Some(thread) }
+    }
+
+    /// Until campaigns are in the input whose rows are not in the table.
+    #[track_caller]
+    fn until_work_waits(&self) {
+        wait_until("work waits", PATIENCE, || !LOAD.is_in_postgres(self.stack, self.shared.0.load(Ordering::SeqCst)));
+    }
+
+    /// How many campaigns it has come to.
+    fn end(mut self) -> usize {
+        self.shared.1.store(true, Ordering::SeqCst);
+        self.thread.take().map(|thread| thread.join().expect("producing does not fail"));
+        self.shared.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A test that fails must not wait for it for ever.
+impl Drop for Feed<'_> {
+    fn drop(&mut self) {
+        self.shared.1.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn sigterm_in_mid_load_drains_and_a_restart_goes_on() {
     let stack = small_batches(Stack::new("sigterm"));
@@ -32,8 +88,7 @@ fn sigterm_in_mid_load_drains_and_a_restart_goes_on() {
     let mut job = Job::spawn(&stack, &["run"]);
     wait_until("some rows", PATIENCE, || rows(&stack) > 0);
     drained(&mut job);
-    let before = rows(&stack);
-    assert!(before < 400 * 25, "the stop came after the load, not in its middle");
+    in_mid_load(&stack, 400);
     assert_eq!(stack.number("SELECT count(*) FROM dinnerbell.progress WHERE transactional_ids IS NOT NULL"), 0);
     let mut job = Job::spawn(&stack, &["run"]);
     LOAD.arrives(&stack, 400);
@@ -60,21 +115,20 @@ fn a_polling_thread_that_panics_ends_the_job() {
 #[test]
 fn kill_9_ten_times_in_mid_load() {
     let stack = small_batches(Stack::new("kill9"));
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = random();
     let mut produced = 0;
     for round in 0..10 {
-        LOAD.produce(&stack, produced..produced + 60);
-        produced += 60;
+        LOAD.produce(&stack, produced..produced + 120);
+        produced += 120;
         let before = rows(&stack);
         let mut job = Job::spawn(&stack, &["run"]);
         // A random amount of work, then a random moment within a commit.
         let wanted = before + random.i64(1..20 * 25);
-        wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted || LOAD.is_in_postgres(&stack, produced));
+        wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted);
         std::thread::sleep(Duration::from_micros(random.u64(0..30_000)));
         job.kill9();
-        println!("round {round}: killed with {} rows", rows(&stack));
+        println!("round {round}: killed with {} of {} rows", rows(&stack), produced * 25);
+        in_mid_load(&stack, produced);
     }
     let mut job = Job::spawn(&stack, &["run"]);
     LOAD.arrives(&stack, produced);
@@ -85,21 +139,25 @@ fn kill_9_ten_times_in_mid_load() {
 #[test]
 fn replicas_join_and_leave_in_mid_load() {
     let stack = small_batches(Stack::new("replicas"));
-    LOAD.produce(&stack, 0..300);
-    let mut first = Job::spawn(&stack, &["run"]);
-    wait_until("some rows", PATIENCE, || rows(&stack) > 0);
-    let mut second = Job::spawn(&stack, &["run"]);
-    wait_until("the second has partitions", PATIENCE, || second.stderr().contains("partitions assigned"));
-    LOAD.produce(&stack, 300..500);
-    wait_until("more rows", PATIENCE, || rows(&stack) > 350 * 25);
-    drained(&mut first);
-    LOAD.produce(&stack, 500..600);
-    let mut third = Job::spawn(&stack, &["run"]);
-    wait_until("the third has partitions", PATIENCE, || third.stderr().contains("partitions assigned"));
-    second.kill9();
-    LOAD.arrives(&stack, 600);
-    drained(&mut third);
-    LOAD.verify(&stack, 600);
+    std::thread::scope(|scope| {
+        let feed = Feed::start(scope, &stack);
+        let mut first = Job::spawn(&stack, &["run"]);
+        wait_until("some rows", PATIENCE, || rows(&stack) > 0);
+        let mut second = Job::spawn(&stack, &["run"]);
+        wait_until("the second has partitions", PATIENCE, || second.stderr().contains("partitions assigned"));
+        feed.until_work_waits();
+        drained(&mut first);
+        let mut third = Job::spawn(&stack, &["run"]);
+        wait_until("the third has partitions", PATIENCE, || third.stderr().contains("partitions assigned"));
+        feed.until_work_waits();
+        second.kill9();
+        let before = rows(&stack);
+        wait_until("the third goes on", PATIENCE, || rows(&stack) > before);
+        let campaigns = feed.end();
+        LOAD.arrives(&stack, campaigns);
+        drained(&mut third);
+        LOAD.verify(&stack, campaigns);
+    });
 }
 
 #[test]
@@ -110,6 +168,7 @@ fn servers_restart_in_mid_load() {
     let mut job = Job::spawn(&stack, &["run"]);
     wait_until("some rows", PATIENCE, || rows(&stack) > 0);
 
+    in_mid_load(&stack, 200);
     postgres.stop(Shutdown::Immediate);
     wait_until("the job notices", PATIENCE, || job.stderr().contains("paused: "));
     assert!(!job.is_ready());
@@ -122,6 +181,7 @@ fn servers_restart_in_mid_load() {
     LOAD.produce(&stack, 200..400);
     wait_until("some more rows", PATIENCE, || rows(&stack) > 205 * 25);
     kafka.kill9();
+    in_mid_load(&stack, 400);
     wait_until("the job notices", PATIENCE, || job.stderr().matches("paused: ").count() == 2);
     // Longer than the session timeout, so that the group and its partitions are lost as well.
     std::thread::sleep(Duration::from_secs(15));
@@ -134,14 +194,16 @@ fn servers_restart_in_mid_load() {
     assert_eq!(job.metric("dinnerbell_reconnects_total", "{server=\"postgres\"}"), 1.0);
     assert_eq!(job.metric("dinnerbell_reconnects_total", "{server=\"kafka\"}"), 1.0);
 
+    LOAD.produce(&stack, 400..600);
+    wait_until("some more rows", PATIENCE, || rows(&stack) > 405 * 25);
+    in_mid_load(&stack, 600);
     postgres.stop(Shutdown::Fast);
     kafka.stop();
     kafka.resume();
     postgres.resume();
-    LOAD.produce(&stack, 400..500);
-    LOAD.arrives(&stack, 500);
+    LOAD.arrives(&stack, 600);
     drained(&mut job);
-    LOAD.verify(&stack, 500);
+    LOAD.verify(&stack, 600);
 }
 
 #[test]
@@ -151,6 +213,7 @@ fn a_backend_killed_in_mid_load_is_claimed_anew() {
     let mut job = Job::spawn(&stack, &["run"]);
     for milestone in [1, 3_000] {
         wait_until("some rows", PATIENCE, || rows(&stack) >= milestone);
+        in_mid_load(&stack, 300);
         assert!(stack.kill_sessions() > 0);
     }
     LOAD.arrives(&stack, 300);

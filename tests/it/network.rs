@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Job, Load, Match, Network, Stack, api, wait_until};
+use crate::support::{Job, Load, Match, Network, Stack, api, random, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 20, subscribers: 25 };
@@ -29,9 +29,7 @@ fn all_connections_reset_again_and_again_in_mid_load() {
     let (stack, network) = small_batches("resets");
     LOAD.produce(&stack, 0..600);
     let mut job = Job::spawn(&stack, &["run"]);
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = random();
     for round in 0..8 {
         let wanted = rows(&stack) + random.i64(1..40 * 25);
         wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted || LOAD.is_in_postgres(&stack, 600));
@@ -64,12 +62,12 @@ fn servers_that_fall_silent_in_mid_load() {
         produced += 150;
         let wanted = rows(&stack) + 20 * 25;
         wait_until("some more rows", PATIENCE, || rows(&stack) >= wanted);
-        let before: u64 = proxies.iter().map(|proxy| proxy.injected()).sum();
+        let before: u64 = proxies.iter().map(|proxy| proxy.caught()).sum();
         proxies.iter().for_each(|proxy| proxy.black_hole());
         // The time itself is what is tested: the session timeout is 10 s, and so is that of an idle transaction.
         std::thread::sleep(Duration::from_secs(seconds));
         assert!(!LOAD.is_in_postgres(&stack, produced), "the silence came after the load");
-        assert!(proxies.iter().map(|proxy| proxy.injected()).sum::<u64>() > before);
+        assert!(proxies.iter().map(|proxy| proxy.caught()).sum::<u64>() > before);
         // What was held comes late, as after a partition that heals.
         proxies.iter().for_each(|proxy| proxy.restore());
         LOAD.arrives(&stack, produced);

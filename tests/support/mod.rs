@@ -43,6 +43,6 @@ pub use messages::{Message, Record, consume_all, consume_each, produce};
 pub use places::home;
 pub use postgres::{Postgres, connect};
 pub use proxy::{Fault, Match, Network, Proxy, api};
-pub use run::{block_on, run, tail, wait_until};
+pub use run::{block_on, random, run, tail, wait_until};
 pub use stack::Stack;
 pub use witness::{LONG_PATIENCE, PATIENCE, Witness, now, stop, taken};

@@ -52,6 +52,15 @@ pub fn output(command: &mut Command, input: &str) -> Output {
     output
 }
 
+/// Chance for one test; its output says how to have the same again.
+pub fn random() -> fastrand::Rng {
+    const SEED: &str = "DINNERBELL_TEST_SEED";
+    let given = std::env::var(SEED).ok().map(|seed| seed.parse().unwrap_or_else(|error| panic!("{SEED}: {error}")));
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("{SEED}={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
 /// Asks `condition` until it holds; panics with `what` when it does not within `limit`.
 #[track_caller]
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {

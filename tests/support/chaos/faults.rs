@@ -97,8 +97,8 @@ pub struct Faults {
     every: f64,
     next: Instant,
     servers: Servers,
-    /// A fault that lasts; no other one meanwhile.
-    lasting: Option<JoinHandle<()>>,
+    /// A fault that lasts, and whether anything met it; no other one meanwhile.
+    lasting: Option<(Fault, JoinHandle<bool>)>,
     counts: BTreeMap<Fault, u64>,
     /// Faults that wait for their request, or have met it.
     armed: Vec<(String, proxy::Fault)>,
@@ -135,7 +135,7 @@ impl Faults {
         chosen.map_or(Fault::SessionsEnded, |(fault, _)| *fault)
     }
 
-    /// Whether it really happened.
+    /// Whether it really happened; of those that last, [`Faults::join`] learns it.
     fn inject(&mut self, fault: Fault, stack: &Stack, slots: &mut Slots<'_>, feeder: &Feeder) -> bool {
         let pause = Duration::from_millis(self.random.u64(0..3_000));
         match fault {
@@ -143,24 +143,19 @@ impl Faults {
             Fault::LookupChanged => self.change_subscriptions(stack),
             Fault::Flood => feeder.flood(200),
             Fault::ReplicaJoins => return slots.join(self.random.u64(6..20)),
-            Fault::PostgresCrash => self.postgres(Shutdown::Immediate, pause),
-            Fault::PostgresRestart => self.postgres(Shutdown::Fast, pause),
-            Fault::PostgresLocked => self.lock_table(stack),
+            Fault::PostgresCrash => {
+                return self.last(fault, move |servers| postgres(servers, Shutdown::Immediate, pause));
+            }
+            Fault::PostgresRestart => return self.last(fault, move |servers| postgres(servers, Shutdown::Fast, pause)),
+            Fault::PostgresLocked => {
+                let (url, seconds) = (stack.url.clone(), self.random.f64() * 2.0);
+                return self.last(fault, move |_| lock_table(url, seconds));
+            }
             Fault::BrokerFrozen => {
                 let long = Duration::from_millis(self.random.u64(200..5_000));
-                self.last(move |servers| {
-                    let kafka = servers.kafka.lock().expect("no panic");
-                    kafka.freeze();
-                    std::thread::sleep(long);
-                    kafka.thaw();
-                });
+                return self.last(fault, move |servers| freeze(servers, long));
             }
-            Fault::BrokerCrash => self.last(move |servers| {
-                let mut kafka = servers.kafka.lock().expect("no panic");
-                kafka.kill9();
-                std::thread::sleep(pause);
-                kafka.resume();
-            }),
+            Fault::BrokerCrash => return self.last(fault, move |servers| crash(servers, pause)),
             Fault::ConnectionsReset => {
                 let Network { kafka, postgres } = &*self.servers.network;
                 return if self.random.bool() { kafka.cut_all() > 0 } else { postgres.cut_all() > 0 };
@@ -168,12 +163,9 @@ impl Faults {
             Fault::BlackHole => {
                 let is_kafka = self.random.bool();
                 let long = Duration::from_millis(self.random.u64(200..13_000));
-                self.last(move |servers| {
+                return self.last(fault, move |servers| {
                     let Network { kafka, postgres } = &*servers.network;
-                    let proxy = if is_kafka { kafka } else { postgres };
-                    proxy.black_hole();
-                    std::thread::sleep(long);
-                    proxy.restore();
+                    black_hole(if is_kafka { kafka } else { postgres }, long)
                 });
             }
             Fault::ReplyLost => self.arm("reply lost", Proxy::lose_reply),
@@ -197,18 +189,10 @@ impl Faults {
         self.armed.push((format!("{what}: {name}"), fault));
     }
 
-    fn last(&mut self, fault: impl FnOnce(Servers) + Send + 'static) {
+    fn last(&mut self, fault: Fault, carry_out: impl FnOnce(&Servers) -> bool + Send + 'static) -> bool {
         let servers = self.servers.clone();
-        self.lasting = Some(std::thread::spawn(move || fault(servers)));
-    }
-
-    fn postgres(&mut self, shutdown: Shutdown, pause: Duration) {
-        self.last(move |servers| {
-            let mut postgres = servers.postgres.lock().expect("no panic");
-            postgres.stop(shutdown);
-            std::thread::sleep(pause);
-            postgres.resume();
-        });
+        self.lasting = Some((fault, std::thread::spawn(move || carry_out(&servers))));
+        false
     }
 
     /// Some or all of them.
@@ -231,23 +215,8 @@ impl Faults {
         ));
     }
 
-    /// As a migration does it, between two commits or in the middle of them.
-    fn lock_table(&mut self, stack: &Stack) {
-        let url = stack.url.clone();
-        let seconds = self.random.f64() * 2.0;
-        self.last(move |_| {
-            super::super::block_on(async move {
-                let client = super::super::connect(&url).await;
-                let sql = format!(
-                    "BEGIN; LOCK TABLE subscribers_feedback IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds}); COMMIT"
-                );
-                client.batch_execute(&sql).await.expect("nothing else goes wrong meanwhile");
-            });
-        });
-    }
-
     fn is_quiet(&mut self, to: &mut Examination) -> bool {
-        if self.lasting.as_ref().is_some_and(|fault| !fault.is_finished()) {
+        if self.lasting.as_ref().is_some_and(|(_, thread)| !thread.is_finished()) {
             return false;
         }
         self.join(to);
@@ -255,8 +224,13 @@ impl Faults {
     }
 
     fn join(&mut self, to: &mut Examination) {
-        if self.lasting.take().is_some_and(|fault| fault.join().is_err()) {
-            to.find("harness", "a fault that lasts has panicked: a server did not come back, or answered strangely");
+        let Some((fault, thread)) = self.lasting.take() else { return };
+        match thread.join() {
+            Ok(happened) => *self.counts.entry(fault).or_default() += u64::from(happened),
+            Err(_) => {
+                let name = fault.name();
+                to.find("harness", format!("{name}: panicked; a server did not come back, or answered strangely"));
+            }
         }
     }
 
@@ -276,4 +250,49 @@ impl Faults {
         }
         met.into_iter().for_each(|(name, count)| tally.fact(name, count));
     }
+}
+
+fn postgres(servers: &Servers, shutdown: Shutdown, pause: Duration) -> bool {
+    let mut postgres = servers.postgres.lock().expect("no panic");
+    postgres.stop(shutdown);
+    std::thread::sleep(pause);
+    postgres.resume();
+    true
+}
+
+/// As a migration does it, between two commits or in the middle of them.
+fn lock_table(url: String, seconds: f64) -> bool {
+    super::super::block_on(async move {
+        let client = super::super::connect(&url).await;
+        let sql = format!(
+            "BEGIN; LOCK TABLE subscribers_feedback IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds}); COMMIT"
+        );
+        client.batch_execute(&sql).await.expect("nothing else goes wrong meanwhile");
+    });
+    true
+}
+
+fn freeze(servers: &Servers, long: Duration) -> bool {
+    let kafka = servers.kafka.lock().expect("no panic");
+    kafka.freeze();
+    std::thread::sleep(long);
+    kafka.thaw();
+    true
+}
+
+fn crash(servers: &Servers, pause: Duration) -> bool {
+    let mut kafka = servers.kafka.lock().expect("no panic");
+    kafka.kill9();
+    std::thread::sleep(pause);
+    kafka.resume();
+    true
+}
+
+/// Only one that has caught something has happened.
+fn black_hole(proxy: &Proxy, long: Duration) -> bool {
+    let before = proxy.caught();
+    proxy.black_hole();
+    std::thread::sleep(long);
+    proxy.restore();
+    proxy.caught() > before
 }

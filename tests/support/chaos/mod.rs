@@ -185,7 +185,7 @@ fn judge(stack: &Stack, model: &Model, slots: &Slots<'_>, tally: &mut Tally, mut
         }
     }
     let began = Instant::now();
-    let examination = examine(&of_stack(stack, model, slots.sent_again()));
+    let examination = examine(&of_stack(stack, model, slots.sent_again(), slots.told()));
     tally.fact("seconds of checking", began.elapsed().as_secs());
     seen.facts.extend(examination.facts);
     seen.findings.extend(examination.findings);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process;
 
-use super::super::checker::Examination;
+use super::super::checker::{Examination, Told};
 use super::super::proxy::Network;
 use super::super::run::tail;
 use super::super::stack::Stack;
@@ -25,6 +25,9 @@ const LONGEST: Duration = Duration::from_secs(40);
 
 /// The session timeout that the job asks for.
 const SESSION: Duration = Duration::from_secs(10);
+
+/// What is shown by default, and what becomes of each micro-batch.
+const LOGS: &str = "info,librdkafka=warn,rdkafka=off,dinnerbell::job::commit=debug";
 
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -241,14 +244,25 @@ impl<'a> Slots<'a> {
 
     /// What replicas say that they sent again: partition, from, to.
     pub fn sent_again(&self) -> Vec<(i32, i64, i64)> {
-        let part = |line: &str| {
-            let told: serde_json::Value = serde_json::from_str(line).ok()?;
-            let number = |name: &str| told[name].as_i64().or_else(|| told[name].as_str()?.parse().ok());
-            let place = told["place"].as_str()?.strip_suffix(']')?.rsplit_once('[')?;
-            Some((place.1.parse().ok()?, number("from")?, number("to")?))
-        };
-        let told = self.log_lines().filter(|line| line.contains("sending a stored batch to Kafka again"));
-        told.map(|line| part(&line).unwrap_or_else(|| panic!("what does this line say? {line}"))).collect()
+        self.said("sending a stored batch to Kafka again", range)
+    }
+
+    /// What replicas say that they made of the micro-batches.
+    pub fn told(&self) -> Vec<Told> {
+        self.said("micro-batch counted", |line| {
+            let (partition, from, to) = range(line)?;
+            let mut outcomes: BTreeMap<String, u64> = serde_json::from_str(line["outcomes"].as_str()?).ok()?;
+            let letters = line["dead_letters"].as_u64()?;
+            outcomes.extend((letters > 0).then(|| ("dead_letter".to_owned(), letters)));
+            Some(Told { partition, from, to, outcomes })
+        })
+    }
+
+    /// All lines with this text, read.
+    fn said<T>(&self, text: &str, read: impl Fn(&serde_json::Value) -> Option<T>) -> Vec<T> {
+        let parse = |line: &str| read(&serde_json::from_str(line).ok()?);
+        let said = self.log_lines().filter(|line| line.contains(text));
+        said.map(|line| parse(&line).unwrap_or_else(|| panic!("what does this line say? {line}"))).collect()
     }
 
     fn log_lines(&self) -> impl Iterator<Item = String> + use<> {
@@ -404,6 +418,7 @@ impl<'a> Slots<'a> {
         if !plan.dynamic {
             command.env("DINNERBELL_TEST_INSTANCE", format!("replica-{number}"));
         }
+        command.env("RUST_LOG", LOGS);
         if number == 0 {
             command.env("DINNERBELL_TEST_KAFKA", self.network.kafka.address());
             command.env("DINNERBELL_TEST_POSTGRES", self.network.postgres.url(&self.stack.url));
@@ -422,6 +437,12 @@ impl Drop for Slots<'_> {
             let _ = life.child.kill().and_then(|()| life.child.wait());
         }
     }
+}
+
+/// The partition and the offsets that a line of the log is about.
+fn range(line: &serde_json::Value) -> Option<(i32, i64, i64)> {
+    let (_, partition) = line["place"].as_str()?.strip_suffix(']')?.rsplit_once('[')?;
+    Some((partition.parse().ok()?, line["from"].as_i64()?, line["to"].as_i64()?))
 }
 
 /// What a line of the log warns of, as far as it is the same from time to time.

@@ -1,4 +1,4 @@
-//! What the model makes of the whole input, and the dead letters against it.
+//! What the model makes of the whole input.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,15 +16,16 @@ pub struct Judged {
 
 /// A dead letter as it has to be.
 #[derive(Debug)]
-struct Letter {
-    stage: &'static str,
-    path: String,
-    original: Digest,
-    headers: Headers,
-    timestamp: Option<i64>,
+pub struct Letter {
+    pub stage: &'static str,
+    pub path: String,
+    /// Key and value.
+    pub original: Digest,
+    pub headers: Headers,
+    pub timestamp: Option<i64>,
 }
 
-type Headers = Vec<(String, Option<Vec<u8>>)>;
+pub type Headers = Vec<(String, Option<Vec<u8>>)>;
 
 /// The model's answer to the input.
 #[derive(Debug, Default)]
@@ -39,7 +40,8 @@ pub struct Expected {
     pub campaigns: HashMap<Digest, (i32, i64)>,
     /// Rows of messages that Postgres refuses: each may have been produced, and none committed.
     pub refused: HashSet<Digest>,
-    letters: BTreeMap<(i32, i64), Letter>,
+    /// By where their messages stand.
+    pub letters: BTreeMap<(i32, i64), Letter>,
 }
 
 /// The outcome that makes rows.
@@ -131,84 +133,10 @@ impl Expected {
 }
 
 /// Key and value, told apart from each other and from null.
-fn whole(record: &Record) -> Digest {
+pub fn whole(record: &Record) -> Digest {
     let part = |bytes: &Option<Vec<u8>>| match bytes {
         Some(bytes) => [&b"+"[..], &(bytes.len() as u64).to_be_bytes(), bytes].concat(),
         None => b"-".to_vec(),
     };
     digest(&[part(&record.key), part(&record.value)].concat())
-}
-
-/// The last one of this name, as text: the newest, where a letter came in again as a message.
-fn last_header(record: &Record, name: &str) -> String {
-    let found = record.headers.iter().rfind(|(header, _)| header == name).and_then(|(_, value)| value.as_deref());
-    String::from_utf8_lossy(found.unwrap_or_default()).into_owned()
-}
-
-/// What is wrong with the headers that the job has added: these and no other, in this order, each with something to say.
-fn labels(own: &[(String, Option<Vec<u8>>)], source: &str, timestamp: Option<i64>) -> Option<String> {
-    let mut names = vec!["topic", "partition", "offset", "timestamp", "stage", "path", "reason", "sql_hash"];
-    names.retain(|name| *name != "timestamp" || timestamp.is_some());
-    if !own.iter().map(|(name, _)| name.strip_prefix("dinnerbell.")).eq(names.into_iter().map(Some)) {
-        return Some(format!("{own:?}"));
-    }
-    let text = |name: &str| {
-        let (_, value) = own.iter().find(|(header, _)| header.ends_with(name)).expect("it is one of the names");
-        String::from_utf8_lossy(value.as_deref().unwrap_or_default())
-    };
-    let silent = own.iter().any(|(_, value)| value.as_deref().is_none_or(<[u8]>::is_empty));
-    let elsewhere = text(".topic") != source;
-    let then = timestamp.is_some_and(|timestamp| text(".timestamp") != timestamp.to_string());
-    (silent || elsewhere || then).then(|| format!("{own:?}; expected {source}, {timestamp:?}"))
-}
-
-/// Every message that the model condemns has one letter, with the message untouched and the reason's place; and there is no
-/// other letter.
-pub fn check_letters(evidence: &Evidence<'_>, expected: &Expected, to: &mut Examination) {
-    let (mut foreign, mut changed, mut misjudged) = (Examples::default(), Examples::default(), Examples::default());
-    let (mut stripped, mut mislabelled) = (Examples::default(), Examples::default());
-    let mut found: BTreeMap<(i32, i64), u64> = BTreeMap::new();
-    (evidence.letters)(&mut |record| {
-        let header = |name: &str| last_header(&record, &format!("dinnerbell.{name}"));
-        let number = |name: &str| header(name).parse::<i64>().unwrap_or(-1);
-        let place = (number("partition") as i32, number("offset"));
-        let Some(letter) = expected.letters.get(&place) else {
-            return foreign.add(|| format!("{place:?}: {}", header("reason")));
-        };
-        *found.entry(place).or_default() += 1;
-        if letter.original != whole(&record) {
-            changed.add(|| format!("{place:?}"));
-        }
-        let own = record.headers.strip_prefix(letter.headers.as_slice());
-        match own {
-            None => stripped.add(|| format!("{place:?}: {:?} instead of {:?}", record.headers, letter.headers)),
-            Some(own) => {
-                let wrong = labels(own, evidence.source, letter.timestamp);
-                wrong.into_iter().for_each(|wrong| mislabelled.add(|| format!("{place:?}: {wrong}")));
-            }
-        }
-        let (stage, path) = (header("stage"), header("path"));
-        if (letter.stage, letter.path.as_str()) != (&stage, &path) {
-            misjudged.add(|| {
-                let reason = header("reason");
-                format!("{place:?}: {stage} {path} ({reason}) instead of {} {}", letter.stage, letter.path)
-            });
-        }
-    });
-    let (mut missing, mut doubled) = (Examples::default(), Examples::default());
-    for place in expected.letters.keys() {
-        match found.get(place) {
-            None => missing.add(|| format!("{place:?}")),
-            Some(1) => {}
-            Some(times) => doubled.add(|| format!("{place:?}, {times} times")),
-        }
-    }
-    foreign.report("I2", "dead letters of messages that are none", to);
-    missing.report("I2", "dead letters are lost", to);
-    doubled.report("I2", "dead letters are doubled", to);
-    changed.report("I2", "dead letters differ from their message", to);
-    stripped.report("I2", "dead letters have not kept the headers of their message", to);
-    mislabelled.report("I2", "dead letters are labelled wrongly", to);
-    misjudged.report("I2", "dead letters give another stage or path than the model", to);
-    to.fact("dead letters", found.values().sum());
 }

@@ -4,11 +4,11 @@
 //! | name | promise |
 //! |---|---|
 //! | I1 | both sinks hold the same rows, and those are the model's: none lost, none doubled, none different, under the right keys |
-//! | I2 | every input offset has one outcome, the model's: rows, dead letters (whole messages), and what the ledger counted |
+//! | I2 | every input offset has one outcome, the model's: by rows, dead letters (whole messages), the ledger's counts and the job's log |
 //! | I3 | `next_offset` never goes back |
 //! | I4 | Kafka's offset is never ahead of the ledger's |
 //! | I5 | advances tile each partition, without gap and without overlap |
-//! | I6 | what is sent again is what was sent first, aborted records included |
+//! | I6 | what is sent again is what was sent first, aborted records included, rows and dead letters |
 //!
 //! I7 (bounded memory) and I8 (it catches up by itself) need a running job and belong to the harness.
 //!
@@ -17,9 +17,12 @@
 mod digests;
 mod expected;
 mod history;
+mod letters;
 mod offsets;
+mod places;
 mod sinks;
 mod sources;
+mod told;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +34,7 @@ pub use expected::Expected;
 pub use history::{Change, History, Part};
 pub use offsets::{GroupOffset, decode as decode_group_offset};
 pub use sources::{last_stable_and_end, of_stack};
+pub use told::Told;
 
 /// Something that can be read again and again, item by item.
 pub type Stream<'a, T> = Box<dyn Fn(&mut dyn FnMut(T)) + Send + Sync + 'a>;
@@ -49,11 +53,15 @@ pub struct Evidence<'a> {
     pub uncommitted: Stream<'a, Record>,
     /// The dead-letter topic, `read_committed`.
     pub letters: Stream<'a, Record>,
+    /// The dead-letter topic, aborted records included.
+    pub uncommitted_letters: Stream<'a, Record>,
     pub history: History,
     /// What the group has ever committed to Kafka, in the order of the log.
     pub offsets: Vec<GroupOffset>,
     /// Stored parts that processes said they sent again: partition, from, to.
     pub sent_again: Vec<(i32, i64, i64)>,
+    /// Micro-batches that processes said they counted.
+    pub told: Vec<Told>,
 }
 
 /// A broken promise.
@@ -120,7 +128,8 @@ pub fn examine(evidence: &Evidence<'_>) -> Examination {
     let mut expected = Expected::of(evidence, &mut examination);
     history::check(&evidence.history, &expected, &mut examination);
     offsets::check(&evidence.offsets, &evidence.history, &mut examination);
-    expected::check_letters(evidence, &expected, &mut examination);
+    told::check(&evidence.told, &expected, &mut examination);
+    letters::check(evidence, &expected, &mut examination);
     sinks::check(evidence, &mut expected, &mut examination);
     examination
 }

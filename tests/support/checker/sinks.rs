@@ -14,6 +14,7 @@ use super::super::model::{Verdict, id_in, split_time};
 use super::digests::{Digest, Rows, difference, digest};
 use super::expected::Expected;
 use super::history::Part;
+use super::places::Places;
 use super::{Evidence, Examination, Examples, Stream};
 
 pub fn check(evidence: &Evidence<'_>, expected: &mut Expected, to: &mut Examination) {
@@ -93,34 +94,14 @@ impl Parts<'_> {
 struct Topic {
     whole: Vec<Digest>,
     timeless: Vec<Digest>,
-    offsets: Offsets,
-}
-
-/// A set of (partition, offset): one bit each.
-#[derive(Default)]
-struct Offsets(BTreeMap<i32, Vec<u64>>);
-
-impl Offsets {
-    fn insert(&mut self, partition: i32, offset: i64) {
-        let (word, bit) = (offset as usize / 64, offset as usize % 64);
-        let words = self.0.entry(partition).or_default();
-        if words.len() <= word {
-            words.resize(word + 1, 0);
-        }
-        words[word] |= 1 << bit;
-    }
-
-    fn contains(&self, partition: i32, offset: i64) -> bool {
-        let words = self.0.get(&partition).map_or(&[][..], Vec::as_slice);
-        words.get(offset as usize / 64).is_some_and(|word| word & (1 << (offset as usize % 64)) != 0)
-    }
+    offsets: Places,
 }
 
 impl Topic {
     fn read(evidence: &Evidence<'_>, expected: &Expected, parts: &Parts<'_>, to: &mut Examination) -> Topic {
         let room = expected.rows.len();
         let (mut whole, mut timeless) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        let mut offsets = Offsets::default();
+        let mut offsets = Places::default();
         let mut counts: BTreeMap<i32, Vec<u32>> =
             expected.messages.iter().map(|(partition, messages)| (*partition, vec![0; messages.len()])).collect();
         let (mut strange, mut late) = (Examples::default(), Examples::default());
@@ -200,7 +181,7 @@ fn aborted(
     expected: &Expected,
     parts: &Parts<'_>,
     committed: &[Digest],
-    offsets: &Offsets,
+    offsets: &Places,
     to: &mut Examination,
 ) {
     let (mut wrong, mut changed) = (Examples::default(), Examples::default());

@@ -15,10 +15,15 @@ use super::super::run::block_on;
 use super::super::stack::Stack;
 use super::super::witness::Witness;
 use super::offsets::{GroupOffset, decode};
-use super::{Evidence, Stream};
+use super::{Evidence, Stream, Told};
 
 /// What stands in the stack's topics and tables now. The audit tables must have been there since before the first start.
-pub fn of_stack<'a>(stack: &'a Stack, model: &'a Model, sent_again: Vec<(i32, i64, i64)>) -> Evidence<'a> {
+pub fn of_stack<'a>(
+    stack: &'a Stack,
+    model: &'a Model,
+    sent_again: Vec<(i32, i64, i64)>,
+    told: Vec<Told>,
+) -> Evidence<'a> {
     Evidence {
         model,
         source: &stack.campaigns,
@@ -27,9 +32,11 @@ pub fn of_stack<'a>(stack: &'a Stack, model: &'a Model, sent_again: Vec<(i32, i6
         committed: topic(stack, &stack.triggers, true),
         uncommitted: topic(stack, &stack.triggers, false),
         letters: topic(stack, &stack.dead_letters, true),
+        uncommitted_letters: topic(stack, &stack.dead_letters, false),
         history: audit::read(stack),
         offsets: group_offsets(stack),
         sent_again,
+        told,
     }
 }
 

@@ -60,7 +60,8 @@ struct Shared {
     /// Grows with each cut; connections watch it.
     cuts: watch::Sender<u64>,
     open: AtomicUsize,
-    injected: AtomicU64,
+    cut: AtomicU64,
+    caught: AtomicU64,
 }
 
 impl Proxy {
@@ -87,7 +88,8 @@ impl Proxy {
             hole: watch::Sender::new(false),
             cuts: watch::Sender::new(0),
             open: AtomicUsize::new(0),
-            injected: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+            caught: AtomicU64::new(0),
         });
         let accepting = shared.clone();
         let listening = spawn(async move {
@@ -143,7 +145,7 @@ impl Proxy {
     /// Resets all present connections, on both sides; how many.
     pub fn cut_all(&self) -> usize {
         let open = self.shared.open.load(Ordering::SeqCst);
-        self.shared.injected.fetch_add(open as u64, Ordering::SeqCst);
+        self.shared.cut.fetch_add(open as u64, Ordering::SeqCst);
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
         open
     }
@@ -153,11 +155,16 @@ impl Proxy {
         self.shared.open.load(Ordering::SeqCst)
     }
 
+    /// How many messages and connections the black hole has caught so far.
+    pub fn caught(&self) -> u64 {
+        self.shared.caught.load(Ordering::SeqCst)
+    }
+
     /// How often any fault has happened: connections cut, messages and connections caught in the black hole, replies
     /// lost, requests delayed.
     pub fn injected(&self) -> u64 {
         let faults = self.shared.faults.lock().unwrap().iter().map(Fault::injected).sum::<u64>();
-        self.shared.injected.load(Ordering::SeqCst) + faults
+        self.shared.cut.load(Ordering::SeqCst) + self.caught() + faults
     }
 }
 
@@ -179,7 +186,7 @@ impl Shared {
     /// Waits in the black hole, where there is one.
     async fn pass(&self) {
         if *self.hole.borrow() {
-            self.injected.fetch_add(1, Ordering::SeqCst);
+            self.caught.fetch_add(1, Ordering::SeqCst);
             // The sender lives as long as we do.
             let _ = self.hole.subscribe().wait_for(|hole| !hole).await;
         }
