@@ -25,8 +25,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// # Errors
 /// [`Error::Halt`] where a topic is gone, or the input topic is another one: seen twice.
 pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
-    let mut clients: Option<Clients> = None;
-    let (mut suspected, mut pause) = (false, EVERY);
+    let (mut clients, mut known): (Option<Clients>, Option<SinkTopics>) = (None, None);
+    // The first look comes soon: it learns with which topics the job has begun.
+    let (mut suspected, mut pause) = (false, AGAIN_AFTER);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -45,15 +46,34 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
                 tracing::debug!(halts = error.action() == Action::Halt, "looking at the topics: {error}");
                 clients = None;
             }
-            Ok(()) => suspected = false,
+            Ok(topics) => {
+                tracing::debug!(?topics, "looked at the topics");
+                suspected = false;
+                known.replace(topics.clone()).into_iter().for_each(|before| tell_of_new_topics(&before, &topics));
+            }
         }
+    }
+}
+
+/// The output topic and the dead-letter topic, each with its id.
+type SinkTopics = [(String, String); 2];
+
+/// Nothing to halt for: what the old topic held cannot be sent again, and what comes now arrives.
+fn tell_of_new_topics(before: &SinkTopics, now: &SinkTopics) {
+    for ((topic, old), (_, new)) in before.iter().zip(now).filter(|(before, now)| before != now) {
+        tracing::warn!(
+            old,
+            new,
+            "topic {topic} was deleted and made anew while the job ran: what readers had not read of the old one is gone, \
+             records that were on their way with it"
+        );
     }
 }
 
 /// One for the input topic and one for the others: each has the rights of its own settings.
 type Clients = [Arc<BaseConsumer<Asker>>; 2];
 
-async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<Clients>) -> Result<()> {
+async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<Clients>) -> Result<SinkTopics> {
     let (config, ledger, held) = (config.clone(), ledger.clone(), clients.take());
     let (used, looked) = kafka::blocking(move || {
         let clients = match held {
@@ -70,13 +90,11 @@ async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<C
     looked
 }
 
-fn look_at([source, sinks]: &Clients, config: &Config, ledger: &Ledger) -> Result<()> {
+fn look_at([source, sinks]: &Clients, config: &Config, ledger: &Ledger) -> Result<SinkTopics> {
     let id = kafka::topic_id(source.client(), &ledger.topic)?;
     if id != ledger.topic_id {
         return Err(topic_anew(&ledger.topic, &ledger.topic_id, &id));
     }
-    for topic in [&config.sink_kafka.topic, &config.dead_letters.topic] {
-        kafka::partition_count(sinks.client(), topic)?;
-    }
-    Ok(())
+    let with_id = |topic: &String| Ok((topic.clone(), kafka::topic_id(sinks.client(), topic)?));
+    Ok([with_id(&config.sink_kafka.topic)?, with_id(&config.dead_letters.topic)?])
 }

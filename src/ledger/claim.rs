@@ -257,8 +257,10 @@ async fn seize(
 
 /// A producer of the lane's own, ready for the output topic.
 async fn open_own(claimant: &Claimant, id: &str) -> Result<Producer> {
-    let (producer, topic) = (open(claimant, id).await?, claimant.config.sink_kafka.topic.clone());
+    let (properties, id) = (claimant.producer.clone(), id.to_owned());
+    let topic = claimant.config.sink_kafka.topic.clone();
     kafka::blocking(move || {
+        let producer = Producer::open(&properties, &id)?;
         producer.get_to_know(&topic);
         Ok(producer)
     })

@@ -69,7 +69,8 @@ impl<'scope> Feed<'scope> {
     /// How many campaigns it has come to.
     fn end(mut self) -> usize {
         self.shared.1.store(true, Ordering::SeqCst);
-        self.thread.take().map(|thread| thread.join().expect("producing does not fail"));
+        let thread = self.thread.take().expect("it has not ended");
+        thread.join().expect("producing does not fail");
         self.shared.0.load(Ordering::SeqCst)
     }
 }

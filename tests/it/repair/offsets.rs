@@ -98,6 +98,29 @@ fn a_stored_batch_without_an_offset_is_looked_for_in_the_output_topic() {
     recovers(&stack, 60);
 }
 
+/// As above, by the broker's own clock: nobody has deleted anything.
+#[test]
+fn offsets_that_have_expired_beside_a_stored_batch() {
+    // A minute is the least that the broker takes.
+    let properties = ["offsets.retention.minutes=1", "offsets.retention.check.interval.ms=1000"].map(str::to_owned);
+    let kafka = Kafka::start(KafkaOptions { properties: properties.into(), ..KafkaOptions::default() });
+    let postgres = Postgres::start(Default::default());
+    let stack = prepared(Stack::private("repair_expired", &kafka, &postgres));
+    produce(&stack, 0..30);
+    dies_between_the_commits(&stack, 2);
+    assert_eq!(offsets(&stack).len(), 3);
+    wait_until("the offsets have expired", Duration::from_secs(150), || offsets(&stack).is_empty());
+    assert_halts(
+        &stack,
+        &[
+            "the group's offset is gone (expired, or the group was deleted), and a stored batch waits for its Kafka commit",
+        ],
+        "--offsets",
+    );
+    repairs(&stack, "--offsets", &["are in the topics: it is sent"]);
+    recovers(&stack, 30);
+}
+
 #[test]
 fn a_reset_offset_beside_a_stored_batch_sends_it_once() {
     let stack = stack("reset_stored");

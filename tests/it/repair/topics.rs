@@ -143,6 +143,29 @@ fn an_output_topic_that_goes_under_load_is_told_and_made_anew() {
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);
 }
 
+/// No reason to halt, but to be told of.
+#[test]
+fn an_output_topic_made_anew_while_the_job_runs() {
+    let stack = stack("anew_out");
+    produce(&stack, 0..15);
+    let mut job = Job::spawn_with(&stack, &["run"], &[("RUST_LOG", "info,dinnerbell::job::watch=debug")]);
+    LOAD.arrives(&stack, 15);
+    wait_until("the job knows the topic", PATIENCE, || job.stderr().contains("looked at the topics"));
+    delete_topic(&stack, &stack.triggers);
+    create_topic(&stack.bootstrap, &stack.triggers, 3, &[]);
+    wait_until("it is told", PATIENCE, || {
+        assert!(job.is_running(), "{}", job.stderr());
+        job.stderr().contains("triggers was deleted and made anew while the job ran")
+    });
+    produce(&stack, 15..30);
+    let rows = 15 * LOAD.subscribers;
+    wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= rows);
+    assert_eq!(job.stderr().matches("made anew").count(), 1);
+    stop(job);
+    assert_eq!(stack.read_triggers().len(), rows);
+    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);
+}
+
 /// Kafka's own default makes every topic that a producer asks for.
 #[test]
 fn an_output_topic_that_goes_does_not_come_back_by_itself() {
