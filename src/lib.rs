@@ -10,7 +10,8 @@
 //! dead_letter
 //! ```
 //!
-//! [`job`] alone joins the parts, and [`repair`] what is left of them when a job has halted; [`ledger`] states the delivery promise and the protocol that keeps it.
+//! [`job`] alone joins the parts, and [`repair`] what is left of them when a job has halted; [`ledger`] states the delivery
+//! promise and the protocol that keeps it.
 
 mod id;
 mod steps;

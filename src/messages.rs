@@ -90,6 +90,11 @@ pub struct MessagesBuilder {
 }
 
 impl MessagesBuilder {
+    /// Puts values into `arena`, which is empty, and has room for so many messages.
+    pub fn with_room(arena: Vec<u8>, messages: usize) -> Self {
+        MessagesBuilder { values: arena, entries: Vec::with_capacity(messages), ..MessagesBuilder::default() }
+    }
+
     pub fn push(
         &mut self,
         offset: i64,
@@ -120,12 +125,12 @@ impl MessagesBuilder {
     }
 
     pub fn finish(self) -> Messages {
-        Messages {
-            values: Buffer::from_vec(self.values),
-            keys: self.keys,
-            headers: self.headers,
-            entries: self.entries,
-        }
+        self.finish_with(Buffer::from_vec)
+    }
+
+    /// As [`MessagesBuilder::finish`]; `buffer` says how the arena becomes the buffer of values.
+    pub fn finish_with(self, buffer: impl FnOnce(Vec<u8>) -> Buffer) -> Messages {
+        Messages { values: buffer(self.values), keys: self.keys, headers: self.headers, entries: self.entries }
     }
 }
 

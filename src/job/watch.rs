@@ -13,7 +13,7 @@ use crate::kafka::{self, Asker};
 use crate::ledger::ailment::topic_anew;
 use crate::ledger::store::Ledger;
 
-/// Between two looks: four small requests of one process, whatever its load.
+/// Between two looks: six small requests of one process, whatever its load.
 const EVERY: Duration = Duration::from_secs(15);
 
 /// Between a look that finds something and the one that confirms it: a broker may not have heard of all topics yet when
@@ -23,7 +23,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Ends when the job is stopped.
 ///
 /// # Errors
-/// [`Error::Halt`] where a topic is gone, or the input topic is another one: seen twice.
+/// [`Error::Halt`] where a topic is gone, or the input topic is not the ledger's: seen twice. Where one of the others was made
+/// anew since the first look.
 pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
     let (mut clients, mut known): (Option<Clients>, Option<SinkTopics>) = (None, None);
     // The first look comes soon: it learns with which topics the job has begun.
@@ -49,7 +50,9 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
             Ok(topics) => {
                 tracing::debug!(?topics, "looked at the topics");
                 suspected = false;
-                known.replace(topics.clone()).into_iter().for_each(|before| tell_of_new_topics(&before, &topics));
+                if let Some(before) = known.replace(topics.clone()) {
+                    same_topics(&before, &topics)?;
+                }
             }
         }
     }
@@ -58,15 +61,20 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
 /// The output topic and the dead-letter topic, each with its id.
 type SinkTopics = [(String, String); 2];
 
-/// Nothing to halt for: what the old topic held cannot be sent again, and what comes now arrives.
-fn tell_of_new_topics(before: &SinkTopics, now: &SinkTopics) {
-    for ((topic, old), (_, new)) in before.iter().zip(now).filter(|(before, now)| before != now) {
-        tracing::warn!(
-            old,
-            new,
-            "topic {topic} was deleted and made anew while the job ran: what readers had not read of the old one is gone, \
-             records that were on their way with it"
-        );
+/// Ids do not come late as names may: one look is enough.
+fn same_topics(before: &SinkTopics, now: &SinkTopics) -> Result<()> {
+    match before.iter().zip(now).find(|(before, now)| before != now) {
+        None => Ok(()),
+        Some(((topic, old), (_, new))) => Err(Error::Halt {
+            what: format!(
+                "topic {topic} was deleted and made anew while the job ran (its id was {old} and is {new}): records of the \
+                 last seconds may have gone into the old one"
+            ),
+            remedy:
+                "the sink table has every row, and the input topic every message: send the topic's readers what they \
+                     lack; `dinnerbell run` goes on with the new topic"
+                    .into(),
+        }),
     }
 }
 

@@ -248,10 +248,10 @@ impl Copy {
 }
 
 /// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54) and
-/// what a trigger raises (P0). Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
+/// what a trigger raises (P0); then Postgres's words, the same each time that the rows are tried. Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
 /// job does not write (a serial id whose sequence lags behind, a column that was added); a missing partition of the table.
 pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
-    let Error::Postgres { source, .. } = error else { return None };
+    let Error::Postgres { doing, source } = error else { return None };
     let db = source.as_db_error()?;
     let code = db.code().code();
     if !matches!(&code[..2], "22" | "23" | "54" | "P0") || code == "2200H" {
@@ -265,7 +265,12 @@ pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
     {
         return None;
     }
-    Some(error.to_string())
+    // What a failing row looks like is left out: it shows serial ids and times, which every try has anew. So is where in the
+    // COPY it stood. The dead letter has the message whole.
+    let shows_the_row = matches!(code, "23502" | "23514");
+    let more = [db.detail().filter(|_| !shows_the_row), db.hint()];
+    let more: String = more.into_iter().flatten().map(|more| format!("; {more}")).collect();
+    Some(format!("{doing}: {} (SQLSTATE {code}){more}", db.message()))
 }
 
 /// The columns in `Key (a, b)=(1, 2) already exists.`

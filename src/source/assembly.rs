@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 
+use super::arenas::Arenas;
 use super::queue::Queue;
 use crate::decode::{Decoder, Work};
 use crate::error::Result;
@@ -46,6 +47,7 @@ pub struct Reading {
     pub session: u64,
     pub number: u64,
     decoder: Decoder,
+    arenas: Arenas,
     partitions: Vec<Partition>,
     /// Who comes first in the next cycle.
     first: usize,
@@ -56,15 +58,17 @@ struct Partition {
     queue: Queue,
     /// The offset after the last message handed out.
     position: i64,
+    /// How many messages the last cycle had: the next one of a backlog will have as many.
+    last: usize,
 }
 
 impl Reading {
-    pub fn new(session: u64, number: u64, decoder: Decoder) -> Self {
-        Reading { session, number, decoder, partitions: Vec::new(), first: 0 }
+    pub fn new(session: u64, number: u64, decoder: Decoder, arenas: Arenas) -> Self {
+        Reading { session, number, decoder, arenas, partitions: Vec::new(), first: 0 }
     }
 
     pub fn add(&mut self, id: i32, position: i64, queue: Queue) {
-        self.partitions.push(Partition { id, queue, position });
+        self.partitions.push(Partition { id, queue, position, last: 0 });
     }
 
     /// Takes what is there, up to `limits`, without waiting but for the rest of a burst; empty if nothing is. Whether the
@@ -74,8 +78,8 @@ impl Reading {
     /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
     /// to this reading, which must end; the next one starts at the ledger's offsets.
     pub fn assemble(&mut self, limits: &Limits) -> Result<(Vec<MicroBatch>, bool), (i32, i64, KafkaError)> {
-        let mut builders: Vec<MessagesBuilder> =
-            (0..self.partitions.len()).map(|_| MessagesBuilder::default()).collect();
+        let builder = |partition: &Partition| MessagesBuilder::with_room(self.arenas.take(), partition.last);
+        let mut builders: Vec<MessagesBuilder> = self.partitions.iter().map(builder).collect();
         let mut taken = Taken::default();
         for round in 0..BURST_ROUNDS {
             if round > 0 {
@@ -124,10 +128,11 @@ impl Reading {
     fn finish(&mut self, builders: Vec<MessagesBuilder>) -> Vec<MicroBatch> {
         let mut batches = Vec::new();
         for (partition, builder) in self.partitions.iter_mut().zip(builders) {
-            if builder.is_empty() {
+            partition.last = builder.len();
+            let messages = builder.finish_with(|arena| self.arenas.lend(arena));
+            if messages.is_empty() {
                 continue;
             }
-            let messages = builder.finish();
             let to = messages.offset(messages.len() - 1) + 1;
             let range = OffsetRange::new(partition.position, to);
             partition.position = to;

@@ -24,6 +24,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc as async_mpsc;
 
+use super::arenas::Arenas;
 use super::assembly::{Limits, Reading};
 use super::queue::Queue;
 use crate::config::Config;
@@ -106,6 +107,8 @@ impl Source {
             consumer: consumer.clone(),
             topic: config.source.topic.clone(),
             limits: Limits { messages: config.batch.max_messages, bytes: config.batch.max_bytes },
+            // What one full cycle holds, for the next one.
+            arenas: Arenas::new(config.batch.max_bytes),
             to_lane,
         };
         let thread = std::thread::Builder::new()
@@ -363,6 +366,7 @@ struct Polled {
     consumer: Arc<BaseConsumer<Watcher>>,
     topic: String,
     limits: Limits,
+    arenas: Arenas,
     to_lane: async_mpsc::UnboundedSender<Event>,
 }
 
@@ -401,7 +405,7 @@ impl Polled {
                     // First, because its queues are the new reading's: dropped later, they would take its wake-ups along.
                     reading = None;
                     wanted = false;
-                    match self.start(Reading::new(session, number, decoder), &positions) {
+                    match self.start(Reading::new(session, number, decoder, self.arenas.clone()), &positions) {
                         Ok(started) => reading = Some(started),
                         Err(error) => self.tell(Event::Failed(error)),
                     }

@@ -143,27 +143,28 @@ fn an_output_topic_that_goes_under_load_is_told_and_made_anew() {
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);
 }
 
-/// No reason to halt, but to be told of.
 #[test]
-fn an_output_topic_made_anew_while_the_job_runs() {
-    let stack = stack("anew_out");
-    produce(&stack, 0..15);
-    let mut job = Job::spawn_with(&stack, &["run"], &[("RUST_LOG", "info,dinnerbell::job::watch=debug")]);
-    LOAD.arrives(&stack, 15);
-    wait_until("the job knows the topic", PATIENCE, || job.stderr().contains("looked at the topics"));
-    delete_topic(&stack, &stack.triggers);
-    create_topic(&stack.bootstrap, &stack.triggers, 3, &[]);
-    wait_until("it is told", PATIENCE, || {
-        assert!(job.is_running(), "{}", job.stderr());
-        job.stderr().contains("triggers was deleted and made anew while the job ran")
-    });
-    produce(&stack, 15..30);
-    let rows = 15 * LOAD.subscribers;
-    wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= rows);
-    assert_eq!(job.stderr().matches("made anew").count(), 1);
-    stop(job);
-    assert_eq!(stack.read_triggers().len(), rows);
-    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 2 * rows as i64);
+fn a_sink_s_topic_made_anew_while_the_job_runs() {
+    for (name, topic, gone) in [("anew_out", "triggers", 15), ("anew_letters", "letters", 0)] {
+        let stack = stack(name);
+        let made_anew = if topic == "triggers" { &stack.triggers } else { &stack.dead_letters };
+        produce(&stack, 0..15);
+        let mut job = Job::spawn_with(&stack, &["run"], &[("RUST_LOG", "info,dinnerbell::job::watch=debug")]);
+        LOAD.arrives(&stack, 15);
+        wait_until("the job knows the topic", PATIENCE, || job.stderr().contains("looked at the topics"));
+        delete_topic(&stack, made_anew);
+        create_topic(&stack.bootstrap, made_anew, 3, &[]);
+        let (what, remedy) = halted(&stack, &mut job);
+        assert!(what.contains(&format!("topic {topic} was deleted and made anew while the job ran")), "{what}");
+        assert!(remedy.contains("`dinnerbell run` goes on with the new topic"), "{remedy}");
+        produce(&stack, 15..30);
+        let rows = (30 - gone) * LOAD.subscribers;
+        let job = Job::spawn(&stack, &["run"]);
+        wait_until("the rest", PATIENCE, || stack.read_triggers().len() >= rows);
+        stop(job);
+        assert_eq!(stack.read_triggers().len(), rows);
+        assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 30 * LOAD.subscribers as i64);
+    }
 }
 
 /// Kafka's own default makes every topic that a producer asks for.

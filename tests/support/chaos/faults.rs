@@ -135,13 +135,16 @@ impl Faults {
         chosen.map_or(Fault::SessionsEnded, |(fault, _)| *fault)
     }
 
-    /// Whether it really happened; of those that last, [`Faults::join`] learns it.
+    /// Whether it really happened; of those that last, [`Faults::join`] learns it, of floods the feeder.
     fn inject(&mut self, fault: Fault, stack: &Stack, slots: &mut Slots<'_>, feeder: &Feeder) -> bool {
         let pause = Duration::from_millis(self.random.u64(0..3_000));
         match fault {
             Fault::SessionsEnded => return self.end_sessions(stack),
             Fault::LookupChanged => self.change_subscriptions(stack),
-            Fault::Flood => feeder.flood(200),
+            Fault::Flood => {
+                feeder.flood(200);
+                return false;
+            }
             Fault::ReplicaJoins => return slots.join(self.random.u64(6..20)),
             Fault::PostgresCrash => {
                 return self.last(fault, move |servers| postgres(servers, Shutdown::Immediate, pause));
@@ -197,12 +200,13 @@ impl Faults {
 
     /// Some or all of them.
     fn end_sessions(&mut self, stack: &Stack) -> bool {
-        let some = self.random.u32(1..8);
-        let ended = stack.number(&format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
-             WHERE datname = current_database() AND application_name LIKE 'dinnerbell%' ORDER BY random() LIMIT {some}) AS s"
-        ));
-        ended > 0
+        let ours = "datname = current_database() AND application_name LIKE 'dinnerbell%'";
+        let found = stack.query(&format!("SELECT pid FROM pg_stat_activity WHERE {ours} ORDER BY backend_start, pid"));
+        let mut sessions: Vec<i32> = found.iter().map(|row| row.get(0)).collect();
+        self.random.shuffle(&mut sessions);
+        sessions.truncate(self.random.usize(1..8));
+        let ended = |pid: &i32| stack.number(&format!("SELECT pg_terminate_backend({pid})::int::int8")) == 1;
+        sessions.iter().filter(|pid| ended(pid)).count() > 0
     }
 
     fn change_subscriptions(&mut self, stack: &Stack) {
@@ -240,9 +244,10 @@ impl Faults {
         self.armed.iter().for_each(|(_, fault)| fault.release());
     }
 
-    pub fn account(&self, tally: &mut Tally) {
+    pub fn account(&self, floods: u64, tally: &mut Tally) {
         for (fault, _) in Fault::ALL {
-            tally.fact(format!("fault: {}", fault.name()), self.counts.get(&fault).copied().unwrap_or_default());
+            let count = if fault == Fault::Flood { Some(&floods) } else { self.counts.get(&fault) };
+            tally.fact(format!("fault: {}", fault.name()), count.copied().unwrap_or_default());
         }
         let mut met: BTreeMap<String, u64> = BTreeMap::new();
         for (name, fault) in &self.armed {

@@ -47,7 +47,10 @@ pub fn subscriptions(seed: u64) -> BTreeMap<String, BTreeSet<String>> {
 #[derive(Default)]
 struct Shared {
     rows: AtomicU64,
+    /// Messages of the flood that are still to come.
     flood: AtomicU64,
+    /// Floods that have come to their end.
+    floods: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -85,11 +88,11 @@ impl Feeder {
         self.shared.flood.store(messages, Ordering::SeqCst);
     }
 
-    /// Ends the input; all of it is in the topic then.
-    pub fn end(self) -> u64 {
+    /// Ends the input; all of it is in the topic then. How many rows it makes, and how many floods have come whole.
+    pub fn end(self) -> (u64, u64) {
         self.shared.ended.store(true, Ordering::SeqCst);
         self.thread.join().expect("the feeder does not panic");
-        self.shared.rows.load(Ordering::SeqCst)
+        (self.shared.rows.load(Ordering::SeqCst), self.shared.floods.load(Ordering::SeqCst))
     }
 }
 
@@ -160,7 +163,9 @@ impl Hand {
 
     /// What it costs.
     fn put(&mut self, partition: usize, quiet: bool, shared: &Shared) -> u64 {
-        let flood = shared.flood.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let left = shared.flood.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        shared.floods.fetch_add(u64::from(left == Ok(1)), Ordering::SeqCst);
+        let flood = left.is_ok();
         let (value, rows) = self.message(quiet, flood);
         self.number += 1;
         let key = format!("key-{}", self.number % 97);

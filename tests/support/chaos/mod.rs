@@ -126,14 +126,15 @@ pub fn run(options: &Options, seed: u64) -> Outcome {
     faults.end(&mut examination);
     slots.end_kills(&mut examination);
     tally.fact("seconds of faults", began.elapsed().as_secs());
-    tally.fact("rows put in", feeder.end());
+    let (rows, floods) = feeder.end();
+    tally.fact("rows put in", rows);
     if !examination.breaks("harness") {
         catch_up(&stack, &mut slots, &sampler, options, &mut tally, &mut examination);
     }
     slots.stop(&mut examination);
     sampler.end(&mut tally, &mut examination);
     slots.account(&mut tally, options.memory, &mut examination);
-    faults.account(&mut tally);
+    faults.account(floods, &mut tally);
     let examination = judge(&stack, &model, &slots, &mut tally, examination);
     tally.finish(&stack, began.elapsed(), &examination);
     servers.keep_logs(&logs);
@@ -185,7 +186,8 @@ fn judge(stack: &Stack, model: &Model, slots: &Slots<'_>, tally: &mut Tally, mut
         }
     }
     let began = Instant::now();
-    let examination = examine(&of_stack(stack, model, slots.sent_again(), slots.told()));
+    let (sent_again, told) = (slots.sent_again(&mut seen), slots.told(&mut seen));
+    let examination = examine(&of_stack(stack, model, sent_again, told));
     tally.fact("seconds of checking", began.elapsed().as_secs());
     seen.facts.extend(examination.facts);
     seen.findings.extend(examination.findings);

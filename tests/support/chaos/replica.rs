@@ -243,13 +243,13 @@ impl<'a> Slots<'a> {
     }
 
     /// What replicas say that they sent again: partition, from, to.
-    pub fn sent_again(&self) -> Vec<(i32, i64, i64)> {
-        self.said("sending a stored batch to Kafka again", range)
+    pub fn sent_again(&self, to: &mut Examination) -> Vec<(i32, i64, i64)> {
+        self.said("sending a stored batch to Kafka again", to, range)
     }
 
     /// What replicas say that they made of the micro-batches.
-    pub fn told(&self) -> Vec<Told> {
-        self.said("micro-batch counted", |line| {
+    pub fn told(&self, to: &mut Examination) -> Vec<Told> {
+        self.said("micro-batch counted", to, |line| {
             let (partition, from, to) = range(line)?;
             let mut outcomes: BTreeMap<String, u64> = serde_json::from_str(line["outcomes"].as_str()?).ok()?;
             let letters = line["dead_letters"].as_u64()?;
@@ -259,10 +259,16 @@ impl<'a> Slots<'a> {
     }
 
     /// All lines with this text, read.
-    fn said<T>(&self, text: &str, read: impl Fn(&serde_json::Value) -> Option<T>) -> Vec<T> {
+    fn said<T>(&self, text: &str, to: &mut Examination, read: impl Fn(&serde_json::Value) -> Option<T>) -> Vec<T> {
         let parse = |line: &str| read(&serde_json::from_str(line).ok()?);
-        let said = self.log_lines().filter(|line| line.contains(text));
-        said.map(|line| parse(&line).unwrap_or_else(|| panic!("what does this line say? {line}"))).collect()
+        let mut said = Vec::new();
+        for line in self.log_lines().filter(|line| line.contains(text)) {
+            match parse(&line) {
+                Some(read) => said.push(read),
+                None => to.find("harness", format!("what does this line of a log say? {line}")),
+            }
+        }
+        said
     }
 
     fn log_lines(&self) -> impl Iterator<Item = String> + use<> {
@@ -346,13 +352,13 @@ impl<'a> Slots<'a> {
                 None if age >= at => {
                     process::send(&life.child, libc::SIGSTOP);
                     life.frozen = Some(Instant::now());
-                    let beyond = long > SESSION;
-                    let how = if beyond { "SIGSTOP beyond the session timeout" } else { "SIGSTOP for a moment" };
-                    *self.counts.entry(how).or_default() += 1;
                 }
                 Some(since) if since.elapsed() >= long && !life.thawed => {
                     process::send(&life.child, libc::SIGCONT);
                     life.thawed = true;
+                    let beyond = since.elapsed() > SESSION;
+                    let how = if beyond { "SIGSTOP beyond the session timeout" } else { "SIGSTOP for a moment" };
+                    *self.counts.entry(how).or_default() += 1;
                 }
                 _ => {}
             }

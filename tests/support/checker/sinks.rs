@@ -1,9 +1,9 @@
 //! The rows: both sinks against the model and against each other (I1), each message's rows counted (I2), and the aborted
 //! records against the committed ones (I6).
 //!
-//! What I6 proves: every aborted record is, its time left out, a row of the model, or of a message that Postgres refused; and where its time is that of the stored
-//! part which its message ended in, the very same bytes stand committed in the topic. Every re-emission that a process told of
-//! is of a part that Postgres had committed. What it does not prove: which transaction an aborted record belonged to. An
+//! What I6 proves: every aborted record is, its time left out, a row of the model, or of a message that Postgres refused; and
+//! where its time is that of the stored part which its message ended in, the very same bytes stand committed in the topic. Every
+//! re-emission that a process told of is of a part that Postgres had committed. What it does not prove: which transaction an aborted record belonged to. An
 //! attempt that Postgres rolled back and that was made in the same second as the stored one cannot be told from it, and
 //! need not be: its bytes are compared all the same.
 

@@ -16,7 +16,8 @@ pub struct Told {
     pub outcomes: BTreeMap<String, u64>,
 }
 
-/// Every offset was told of by whoever came to it, each time with the model's outcomes.
+/// Every offset was told of by somebody who came to it, each time with the model's outcomes. Which attempt became durable, the
+/// log does not say: [`super::history`] does.
 pub fn check(told: &[Told], expected: &Expected, to: &mut Examination) {
     let (mut other, mut silent) = (Examples::default(), Examples::default());
     let mut reached: BTreeMap<i32, i64> = expected.messages.keys().map(|partition| (*partition, 0)).collect();
