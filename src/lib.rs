@@ -18,6 +18,7 @@ mod steps;
 #[cfg(test)]
 mod testdb;
 
+pub mod allocator;
 pub mod config;
 pub mod error;
 pub mod offsets;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    dinnerbell::allocator::keep_freed_memory();
     // Reads FAILPOINTS; see `dinnerbell::ledger` for the steps.
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();

@@ -25,6 +25,8 @@ use dinnerbell::encode::chunk;
 use pipeline::{Pipeline, campaign, campaigns, lookups, messages};
 
 fn main() {
+    // As the job does.
+    dinnerbell::allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--bars"] => return bars::print(),

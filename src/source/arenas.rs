@@ -19,9 +19,11 @@ impl Arenas {
         Arenas { most, free: Arc::default() }
     }
 
-    /// An empty arena; the one that was used last, if any.
-    pub fn take(&self) -> Vec<u8> {
-        self.free.lock().ok().and_then(|mut free| free.pop()).unwrap_or_default()
+    /// An empty arena: the one that was used last, or a new one with room for so many bytes. Room that is never filled costs
+    /// addresses and no memory, and to grow step by step would leave the small ones behind.
+    pub fn take(&self, room: usize) -> Vec<u8> {
+        let known = self.free.lock().ok().and_then(|mut free| free.pop());
+        known.unwrap_or_else(|| Vec::with_capacity(room))
     }
 
     /// The arena's bytes as a buffer. With the last reference to it (decoded strings are views into it) the arena comes back.
@@ -75,10 +77,10 @@ mod tests {
         let whole = arenas.lend(first);
         let view = whole.slice_with_length(1, 2);
         drop(whole);
-        assert_eq!(arenas.take().capacity(), 0, "it is still looked at");
+        assert_eq!(arenas.take(0).capacity(), 0, "it is still looked at");
         assert_eq!(&view[..], b"ne");
         drop(view);
-        let again = arenas.take();
+        let again = arenas.take(0);
         assert_eq!((place(&again), again.len(), again.capacity()), (at, 0, 600));
     }
 
@@ -88,6 +90,6 @@ mod tests {
         for capacity in [600, 500, 400] {
             drop(arenas.lend(arena(b"x", capacity)));
         }
-        assert_eq!([arenas.take(), arenas.take(), arenas.take()].map(|arena| arena.capacity()), [400, 600, 0]);
+        assert_eq!([arenas.take(0), arenas.take(0), arenas.take(0)].map(|arena| arena.capacity()), [400, 600, 0]);
     }
 }

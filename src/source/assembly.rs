@@ -78,7 +78,8 @@ impl Reading {
     /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
     /// to this reading, which must end; the next one starts at the ledger's offsets.
     pub fn assemble(&mut self, limits: &Limits) -> Result<(Vec<MicroBatch>, bool), (i32, i64, KafkaError)> {
-        let builder = |partition: &Partition| MessagesBuilder::with_room(self.arenas.take(), partition.last);
+        let room = limits.bytes / self.partitions.len().max(1);
+        let builder = |partition: &Partition| MessagesBuilder::with_room(self.arenas.take(room), partition.last);
         let mut builders: Vec<MessagesBuilder> = self.partitions.iter().map(builder).collect();
         let mut taken = Taken::default();
         for round in 0..BURST_ROUNDS {

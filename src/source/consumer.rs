@@ -107,8 +107,8 @@ impl Source {
             consumer: consumer.clone(),
             topic: config.source.topic.clone(),
             limits: Limits { messages: config.batch.max_messages, bytes: config.batch.max_bytes },
-            // What one full cycle holds, for the next one.
-            arenas: Arenas::new(config.batch.max_bytes),
+            // One cycle is committed while the next one is made.
+            arenas: Arenas::new(2 * config.batch.max_bytes),
             to_lane,
         };
         let thread = std::thread::Builder::new()
@@ -187,8 +187,9 @@ fn create(
     to_lane: async_mpsc::UnboundedSender<Event>,
     commands: mpsc::Sender<Command>,
 ) -> Result<BaseConsumer<Watcher>> {
-    // 64 MiB in all: librdkafka counts each partition's queue for itself, and its default is 64 MB for each.
-    let queued = (65_536 / partitions.max(1)).max(1_024).to_string();
+    // 16 MiB in all: librdkafka counts each partition's queue for itself, its default is 64 MB for each, and a small message
+    // takes more than twice its size there. It is looked at again soon enough, see below.
+    let queued = (16_384 / partitions.max(1)).max(1_024).to_string();
     let session_timeout = kafka::SESSION_TIMEOUT.as_millis().to_string();
     let mut owned = vec![
         ("group.id", config.source.group_id.as_str()),
