@@ -19,7 +19,8 @@ mod glibc {
 
     /// With the variables that set them, too (`man mallopt`): allocations from here on get a mapping of their own, which goes
     /// back when they are freed (the most that glibc takes; the columns of a large lookup table are larger); so much may stay
-    /// free at the end of an arena; and so much more than asked for is taken from the kernel at once.
+    /// free at the end of the main arena, which for the threads' smaller ones means all of it; and so much more than asked for
+    /// is taken from the kernel at once.
     const OPTIONS: [(&str, c_int, c_int); 3] = [
         ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, 32 * MIB),
         ("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD, 128 * MIB),

@@ -113,7 +113,8 @@ pub struct Batch {
     /// Messages in one commit, all partitions together: 1 to 10 million, default 100,000.
     pub max_messages: usize,
     /// Bytes of keys and values in one commit: 1 KiB to 1 GiB, default 64 MiB. A single larger message still goes
-    /// through, alone. Offsets into the batch are 32 bits wide, hence the ceiling.
+    /// through, alone. Offsets into the batch are 32 bits wide, hence the ceiling. After a backlog each lane keeps up to twice
+    /// as much for the next one.
     pub max_bytes: usize,
 }
 

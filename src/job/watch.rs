@@ -23,8 +23,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Ends when the job is stopped.
 ///
 /// # Errors
-/// [`Error::Halt`] where a topic is gone, or the input topic is not the ledger's: seen twice. Where one of the others was made
-/// anew since the first look.
+/// [`Error::Halt`] where a topic is gone, the input topic is not the ledger's, or one of the others is not that of the first
+/// look: seen twice.
 pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
     let (mut clients, mut known): (Option<Clients>, Option<SinkTopics>) = (None, None);
     // The first look comes soon: it learns with which topics the job has begun.
@@ -34,7 +34,7 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
-        let looked = look(&config, &ledger, &mut clients).await;
+        let looked = look(&config, &ledger, &mut clients).await.and_then(|now| same_topics(&mut known, now));
         pause = EVERY;
         match looked {
             Err(error) if matches!(error, Error::Halt { .. }) && suspected => return Err(error),
@@ -47,13 +47,7 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
                 tracing::debug!(halts = error.action() == Action::Halt, "looking at the topics: {error}");
                 clients = None;
             }
-            Ok(topics) => {
-                tracing::debug!(?topics, "looked at the topics");
-                suspected = false;
-                if let Some(before) = known.replace(topics.clone()) {
-                    same_topics(&before, &topics)?;
-                }
-            }
+            Ok(()) => suspected = false,
         }
     }
 }
@@ -61,9 +55,11 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
 /// The output topic and the dead-letter topic, each with its id.
 type SinkTopics = [(String, String); 2];
 
-/// Ids do not come late as names may: one look is enough.
-fn same_topics(before: &SinkTopics, now: &SinkTopics) -> Result<()> {
-    match before.iter().zip(now).find(|(before, now)| before != now) {
+/// Whether they are those of the first look, which is remembered.
+fn same_topics(known: &mut Option<SinkTopics>, now: SinkTopics) -> Result<()> {
+    tracing::debug!(topics = ?now, "looked at the topics");
+    let before = known.get_or_insert_with(|| now.clone());
+    match before.iter().zip(&now).find(|(before, now)| before != now) {
         None => Ok(()),
         Some(((topic, old), (_, new))) => Err(Error::Halt {
             what: format!(

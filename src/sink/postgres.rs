@@ -248,7 +248,7 @@ impl Copy {
 }
 
 /// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54) and
-/// what a trigger raises (P0); then Postgres's words, the same each time that the rows are tried. Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
+/// what a trigger raises (P0); then Postgres's words. Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
 /// job does not write (a serial id whose sequence lags behind, a column that was added); a missing partition of the table.
 pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
     let Error::Postgres { doing, source } = error else { return None };
@@ -266,11 +266,17 @@ pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
         return None;
     }
     // What a failing row looks like is left out: it shows serial ids and times, which every try has anew. So is where in the
-    // COPY it stood. The dead letter has the message whole.
+    // COPY it stood, but for the column. The dead letter has the message whole.
     let shows_the_row = matches!(code, "23502" | "23514");
-    let more = [db.detail().filter(|_| !shows_the_row), db.hint()];
+    let more = [db.where_().and_then(column_of), db.detail().filter(|_| !shows_the_row), db.hint()];
     let more: String = more.into_iter().flatten().map(|more| format!("; {more}")).collect();
     Some(format!("{doing}: {} (SQLSTATE {code}){more}", db.message()))
+}
+
+/// `column c` in `COPY t, line 1, column c: "..."`.
+fn column_of(context: &str) -> Option<&str> {
+    let at = context.find("column ")?;
+    context[at..].split([':', '\n']).next()
 }
 
 /// The columns in `Key (a, b)=(1, 2) already exists.`
@@ -283,6 +289,13 @@ fn key_columns(detail: Option<&str>) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_column_of_a_refused_value_is_read() {
+        assert_eq!(column_of("COPY t, line 3, column c"), Some("column c"));
+        assert_eq!(column_of("COPY t, line 3, column c: \"text\"\nSQL function"), Some("column c"));
+        assert_eq!(column_of("COPY t, line 3"), None);
+    }
 
     #[test]
     fn the_columns_of_a_violated_key_are_read() {

@@ -52,5 +52,5 @@ fn a_dozen_deaths_and_every_promise_holds() {
     assert!(fact("deaths by SIGKILL") >= 12);
     assert!(fact("rows in the table") > 1_000 && fact("dead letters") > 0 && fact("samples of both offsets") > 10);
     assert_eq!(fact("rows in the table"), fact("rows in the topic"));
-    assert!(fact("aborted dead letters") > 0 && fact("micro-batches that the job told of") > 0);
+    assert!(fact("micro-batches that the job told of") > 0);
 }

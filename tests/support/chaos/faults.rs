@@ -203,8 +203,10 @@ impl Faults {
         let ours = "datname = current_database() AND application_name LIKE 'dinnerbell%'";
         let found = stack.query(&format!("SELECT pid FROM pg_stat_activity WHERE {ours} ORDER BY backend_start, pid"));
         let mut sessions: Vec<i32> = found.iter().map(|row| row.get(0)).collect();
-        self.random.shuffle(&mut sessions);
-        sessions.truncate(self.random.usize(1..8));
+        // However many there are: the next faults are the seed's.
+        let mut random = self.random.fork();
+        random.shuffle(&mut sessions);
+        sessions.truncate(random.usize(1..8));
         let ended = |pid: &i32| stack.number(&format!("SELECT pg_terminate_backend({pid})::int::int8")) == 1;
         sessions.iter().filter(|pid| ended(pid)).count() > 0
     }
