@@ -248,8 +248,9 @@ impl Copy {
 }
 
 /// Whether Postgres refused the rows for what they hold: data exceptions (22), constraint violations (23), limits (54) and
-/// what a trigger raises (P0); then Postgres's words. Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over columns that the
-/// job does not write (a serial id whose sequence lags behind, a column that was added); a missing partition of the table.
+/// what a trigger raises (P0); then Postgres's words. Not the rows' fault: an exhausted sequence; a unique key or a NOT NULL over
+/// columns that the job does not write (a serial id whose sequence lags behind, a column that was added); a missing partition of
+/// the table.
 pub fn refusal(error: &Error, columns: &[String]) -> Option<String> {
     let Error::Postgres { doing, source } = error else { return None };
     let db = source.as_db_error()?;
