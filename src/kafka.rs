@@ -18,6 +18,7 @@ use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::groups::GroupMemberInfo;
 use rdkafka::message::BorrowedMessage;
 
 use crate::error::{Error, Result};
@@ -91,6 +92,19 @@ pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<
             return Err(Error::kafka(doing)(failure));
         }
     }
+}
+
+/// Who is in the group now: each member's id and host.
+///
+/// # Errors
+/// [`Error::Kafka`] where the group's coordinator does not answer.
+pub fn group_members<C: ClientContext>(client: &Client<C>, group: &str) -> Result<Vec<String>> {
+    let found = client
+        .fetch_group_list(Some(group), CALL_TIMEOUT)
+        .map_err(Error::kafka(format!("asking for the members of group {group}")))?;
+    let ours = found.groups().iter().filter(|found| found.name() == group);
+    let name = |member: &GroupMemberInfo| format!("{} at {}", member.id(), member.client_host());
+    Ok(ours.flat_map(|group| group.members().iter().map(name)).collect())
 }
 
 /// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind them must

@@ -63,7 +63,7 @@ async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data
     let topics = setup::inspect_topics(config, setup::brokers(config).await.expect("Kafka")).await.expect("topics");
     let shape = setup::describe_table(config, &postgres).await.expect("the sink table");
     let keys = setup::lookup_keys(config, &mission, &postgres).await.expect("what the SQL joins by");
-    let lookups = setup::load_lookups(&mission, &postgres, keys).await.expect("the lookup tables").current();
+    let lookups = setup::load_lookups(&mission, &postgres, keys).await.expect("the lookup tables");
     let engine = setup::compile(config, &mission, &lookups, &shape, &topics).await.expect("the SQL");
     let mut out = Out::create(data);
     let mut commits = Vec::new();

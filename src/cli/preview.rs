@@ -157,7 +157,7 @@ impl<'a> Tables<'a> {
                 );
             })?;
             // An index is built where the query turns out to need one: it may read files too, and is not compiled yet.
-            let set = setup::load_lookups(&missing, &connection, LookupKeys::new()).await?.current();
+            let set = setup::load_lookups(&missing, &connection, LookupKeys::new()).await?;
             for table in set.tables() {
                 tables.insert(table.name.clone(), Arc::clone(table));
             }

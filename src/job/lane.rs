@@ -15,7 +15,7 @@ use rdkafka::consumer::Consumer;
 use tokio_util::sync::CancellationToken;
 
 use super::commit::commit;
-use super::engine::Engine;
+use super::engine::{Blueprint, Engine};
 use crate::error::{Action, Error, Result};
 use crate::kafka::{self, GroupMetadata};
 use crate::ledger::claim::{Claimant, Tenure, claim};
@@ -42,7 +42,9 @@ const DEAF_AFTER: Duration = Duration::from_secs(120);
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
 pub struct Lane {
-    pub engine: Engine,
+    pub blueprint: Arc<Blueprint>,
+    /// Made when it is needed first.
+    pub engine: Option<Engine>,
     pub claimant: Claimant,
     pub source: Source,
     pub lookups: Arc<Lookups>,
@@ -228,15 +230,35 @@ impl Lane {
             tenure = claim(&self.claimant, &assignment.partitions, assignment.group.clone()) => tenure?,
             interrupt = interrupted(&mut self.source, &self.stop) => return interrupt,
         };
-        self.health.working(self.number);
         self.work(tenure, assignment.session).await
     }
 
     /// Reads and commits until interrupted; then gives up cleanly what it can.
-    async fn work(&mut self, mut tenure: Tenure, session: u64) -> Result<Interrupt> {
+    async fn work(&mut self, tenure: Tenure, session: u64) -> Result<Interrupt> {
         let positions = tenure.held.iter().map(|(&partition, held)| (partition, held.next_offset)).collect();
-        let reading = self.source.start(session, positions, self.engine.decoder.clone());
+        let reading = self.source.start(session, positions, self.blueprint.decoder());
         self.source.fetch();
+        let mut engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => {
+                self.health.waiting(self.number, "the lookup tables are loading");
+                // The first messages are fetched and decoded meanwhile.
+                tokio::select! {
+                    engine = self.blueprint.engine(&self.lookups) => engine?,
+                    interrupt = interrupted(&mut self.source, &self.stop) => return self.let_go(tenure, interrupt?).await,
+                }
+            }
+        };
+        metrics::outcomes(engine.transform.outcome_names().iter().map(String::as_str));
+        self.health.working(self.number);
+        let ended = self.ring(&mut engine, tenure, reading).await;
+        self.engine = Some(engine);
+        ended
+    }
+
+    async fn ring(&mut self, engine: &mut Engine, mut tenure: Tenure, reading: u64) -> Result<Interrupt> {
+        // After a claim there mostly is a backlog.
+        let mut more = true;
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.reset();
         loop {
@@ -249,11 +271,11 @@ impl Lane {
                 Some(Event::Cycle(cycle)) if cycle.reading == reading => {
                     // In a backlog the next cycle is assembled while this one is committed. Otherwise it is asked for after
                     // the commit: it would hold the first message that comes, and all others would wait for two commits.
-                    let ahead = cycle.full;
+                    let ahead = cycle.full || std::mem::take(&mut more);
                     if ahead {
                         self.source.fetch();
                     }
-                    let ended = self.commit(&mut tenure, cycle).await?;
+                    let ended = self.commit(engine, &mut tenure, cycle).await?;
                     if !ahead {
                         self.source.fetch();
                     }
@@ -279,11 +301,10 @@ impl Lane {
         }
     }
 
-    async fn commit(&mut self, tenure: &mut Tenure, cycle: Cycle) -> Result<Ended> {
+    async fn commit(&mut self, engine: &mut Engine, tenure: &mut Tenure, cycle: Cycle) -> Result<Ended> {
         // A refreshed lookup takes effect here, between two batches.
-        let lookups = self.lookups.current();
+        let lookups = self.lookups.current().await;
         crate::step!("S16");
-        let engine = &mut self.engine;
         let work = async {
             commit(engine, tenure, cycle, &lookups).await?;
             if tenure.pending_messages() > FLUSH_MESSAGES { tenure.flush().await } else { Ok(()) }

@@ -5,6 +5,7 @@ pub mod setup;
 mod commit;
 mod engine;
 mod lane;
+mod lookups;
 pub(crate) mod output;
 mod parts;
 mod progress;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,15 +25,15 @@ use crate::config::Config;
 use crate::error::{Action, Error, Result};
 use crate::ledger::claim::Claimant;
 use crate::ledger::store::{self, Ledger};
-use crate::lookup::{LookupStatus, Lookups};
-use crate::postgres;
+use crate::lookup::{LookupKeys, LookupStatus, Lookups};
 use crate::sink::table::TableShape;
 use crate::source::Source;
-use crate::telemetry::{Health, Telemetry, metrics};
+use crate::telemetry::{Health, Telemetry};
 
+use engine::Blueprint;
 pub use engine::Engine;
 use lane::Lane;
-use setup::{Mission, Topics};
+use setup::{Brokers, Mission, Topics};
 
 /// Runs until `stop` is cancelled (then all lanes drain) or something needs a person.
 ///
@@ -42,70 +43,117 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let mission = Mission::load(&config)?;
     let config = Arc::new(config);
     let telemetry = Telemetry::start(config.admin_listen, config.job.lanes).await?;
-    let result = ring(&config, &mission, &telemetry.health, &stop).await;
+    let result = ring(&config, mission, &telemetry.health, &stop).await;
     telemetry.stop().await;
     result
 }
 
-async fn ring(config: &Arc<Config>, mission: &Mission, health: &Health, stop: &CancellationToken) -> Result<()> {
-    let Some(ready) = prepare(config, mission, health, stop).await? else { return Ok(()) };
-    report_lookups(health, &ready.lookups.status());
-    for empty in ready.lookups.status().iter().filter(|table| table.rows == 0) {
-        tracing::warn!(
-            lookup = empty.name,
-            "the lookup table is empty: nothing can match it before a refresh fills it"
-        );
+async fn ring(config: &Arc<Config>, mission: Mission, health: &Health, stop: &CancellationToken) -> Result<()> {
+    let looked = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        looked = patiently(health, || look(config, &mission)) => looked?,
+    };
+    let mut tasks = JoinSet::new();
+    let lookups = Arc::new(Lookups::new(mission.files.lookups.clone(), looked.keys));
+    tasks.spawn(lookups::keep(config.clone(), lookups.clone(), health.clone(), stop.clone()));
+    let opened = tokio::select! {
+        opened = open(config, &looked.brokers, &lookups, health) => opened?,
+        // Stopped, or the tables can't be loaded.
+        Some(ended) = tasks.join_next() => return whole(ended),
+    };
+    let (topics, ledger) = opened;
+    let blueprint = Arc::new(Blueprint { config: config.clone(), mission, shape: looked.shape, topics });
+    start_lanes(&blueprint, &ledger, &lookups, health, stop, &mut tasks)?;
+    tasks.spawn(watch::topics(config.clone(), ledger, stop.clone()));
+    let announced = async {
+        tokio::select! {
+            _ = lookups.current() => announce(&blueprint, &lookups.status()),
+            () = stop.cancelled() => {}
+        }
+    };
+    tokio::join!(join(tasks, stop), announced).0
+}
+
+/// What is known before anything is loaded or written.
+struct Looked {
+    brokers: Brokers,
+    shape: TableShape,
+    keys: LookupKeys,
+}
+
+async fn look(config: &Arc<Config>, mission: &Mission) -> Result<Looked> {
+    let (postgres, brokers) = tokio::try_join!(store::connect(&config.postgres), setup::brokers(config))?;
+    let shape = setup::describe_table(config, &postgres).await?;
+    // Everything the SQL can be blamed for comes before millions of rows are loaded and the ledger says where the job begins.
+    let keys = setup::check_sql(config, mission, &postgres, &shape).await?;
+    Ok(Looked { brokers, shape, keys })
+}
+
+/// Opens the ledger, while Postgres makes the lookup tables' rows. Returns once the lanes may join the group.
+async fn open(
+    config: &Arc<Config>,
+    brokers: &Brokers,
+    lookups: &Lookups,
+    health: &Health,
+) -> Result<(Topics, Arc<Ledger>)> {
+    let opened = patiently(health, || async {
+        let topics = setup::inspect_topics(config, brokers.clone()).await?;
+        let ledger = setup::open_ledger(config, &topics).await?;
+        Ok((topics, Arc::new(ledger)))
+    });
+    let opened = opened.await?;
+    // Lanes that join before they can work take partitions from those who do.
+    if setup::group_has_members(config, brokers).await {
+        lookups.current().await;
     }
-    let refresher = tokio::spawn(refresh(config.clone(), ready.lookups.clone(), health.clone()));
-    let mut lanes = JoinSet::new();
+    Ok(opened)
+}
+
+fn start_lanes(
+    blueprint: &Arc<Blueprint>,
+    ledger: &Arc<Ledger>,
+    lookups: &Arc<Lookups>,
+    health: &Health,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let Blueprint { config, topics, .. } = blueprint.as_ref();
     let process = Uuid::new_v4();
-    let producer = Arc::new(setup::producer_properties(config, &ready.topics));
+    let producer = Arc::new(setup::producer_properties(config, topics));
     for number in 0..config.job.lanes {
-        let source = Source::open(config, number, ready.topics.partitions)?;
+        let source = Source::open(config, number, topics.partitions)?;
         let claimant = Claimant {
             config: config.clone(),
             producer: producer.clone(),
-            ledger: ready.ledger.clone(),
+            ledger: ledger.clone(),
             transactional_ids: [0, 1].map(|k| format!("{}.{process}.{number}.{k}", config.source.group_id)),
             consumer: source.consumer(),
         };
-        let engine = setup::compile(config, mission, &ready.lookups.current(), &ready.shape, &ready.topics).await?;
-        metrics::outcomes(engine.transform.outcome_names().iter().map(String::as_str));
         let lane = Lane {
-            engine,
+            blueprint: blueprint.clone(),
+            engine: None,
             claimant,
             source,
             number,
-            lookups: ready.lookups.clone(),
+            lookups: lookups.clone(),
             health: health.clone(),
             stop: stop.clone(),
             outage: lane::Outage::default(),
             refused: None,
         };
-        lanes.spawn(lane.run());
+        tasks.spawn(lane.run());
     }
-    lanes.spawn(watch::topics(config.clone(), ready.ledger.clone(), stop.clone()));
-    announce(config, &ready);
-    let result = join(lanes, stop).await;
-    refresher.abort();
-    result
+    Ok(())
 }
 
-/// All that `run` needs before its first message.
-struct Ready {
-    topics: Topics,
-    shape: TableShape,
-    lookups: Arc<Lookups>,
-    ledger: Arc<Ledger>,
-}
-
-/// Sets up, waiting for servers that are away. `None` if stopped meanwhile.
-async fn prepare(
-    config: &Arc<Config>,
-    mission: &Mission,
-    health: &Health,
-    stop: &CancellationToken,
-) -> Result<Option<Ready>> {
+/// Tries until it works, waiting for servers that are away.
+///
+/// # Errors
+/// What no waiting can mend.
+async fn patiently<T, F>(health: &Health, mut attempt: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(10))
@@ -114,63 +162,26 @@ async fn prepare(
         .build();
     let mut told = false;
     loop {
-        let attempt = tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            attempt = try_prepare(config, mission) => attempt,
-        };
-        match attempt {
-            Ok(ready) => return Ok(Some(ready)),
+        match attempt().await {
+            Ok(done) => return Ok(done),
             Err(error) if error.action() == Action::Halt => return Err(error),
             Err(error) if !told => {
-                (0..config.job.lanes).for_each(|lane| health.waiting(lane, error.to_string()));
+                health.all_waiting(&error.to_string());
                 tracing::warn!("waiting to start: {error}; trying again with backoff until it works");
             }
             Err(error) => tracing::debug!("still waiting: {error}"),
         }
         told = true;
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))) => {}
-        }
+        tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
     }
 }
 
-async fn try_prepare(config: &Arc<Config>, mission: &Mission) -> Result<Ready> {
-    let (postgres, brokers) = tokio::try_join!(store::connect(&config.postgres), setup::brokers(config))?;
-    let shape = setup::describe_table(config, &postgres).await?;
-    // Everything the SQL can be blamed for comes before millions of rows are loaded, and those before the ledger says where
-    // the job begins.
-    let keys = setup::check_sql(config, mission, &postgres, &shape).await?;
-    // Kafka is asked while Postgres makes the lookup tables' rows.
-    let rest = async {
-        let topics = setup::inspect_topics(config, brokers).await?;
-        let opened = setup::open_ledger(config, &topics).await?;
-        Ok((topics, opened))
-    };
-    let (lookups, (topics, opened)) = tokio::try_join!(setup::load_lookups(mission, &postgres, keys), rest)?;
-    let ledger = opened.register().await?;
-    Ok(Ready { topics, shape, lookups: Arc::new(lookups), ledger: Arc::new(ledger) })
-}
-
-fn report_lookups(health: &Health, tables: &[LookupStatus]) {
-    for table in tables {
-        health.lookup_loaded(&table.name, table.rows as usize);
-    }
-}
-
-/// Keeps the lookup tables fresh, where the settings say so.
-async fn refresh(config: Arc<Config>, lookups: Arc<Lookups>, health: Health) {
-    let Some(every) = config.lookup_refresh else { return };
-    let connect = async || postgres::connect(&config.postgres, "dinnerbell lookups").await;
-    lookups.refresh_forever(every, connect, |tables| report_lookups(&health, tables)).await;
-}
-
-fn announce(config: &Config, ready: &Ready) {
-    let lookups: Vec<String> =
-        ready.lookups.status().iter().map(|table| format!("{} ({} rows)", table.name, table.rows)).collect();
+fn announce(blueprint: &Blueprint, lookups: &[LookupStatus]) {
+    let Blueprint { config, topics, .. } = blueprint;
+    let lookups: Vec<String> = lookups.iter().map(|table| format!("{} ({} rows)", table.name, table.rows)).collect();
     tracing::info!(
         source = config.source.topic,
-        partitions = ready.topics.partitions,
+        partitions = topics.partitions,
         group = config.source.group_id,
         kafka = config.source.kafka.get("bootstrap.servers").map_or("", String::as_str),
         postgres = config.postgres.display(),
@@ -183,17 +194,22 @@ fn announce(config: &Config, ready: &Ready) {
     );
 }
 
-/// Waits for all lanes. The first error stops the others, which drain.
-async fn join(mut lanes: JoinSet<Result<()>>, stop: &CancellationToken) -> Result<()> {
+/// Waits for all tasks. The first that ends stops the others; lanes drain.
+async fn join(mut tasks: JoinSet<Result<()>>, stop: &CancellationToken) -> Result<()> {
     let mut first = Ok(());
-    while let Some(ended) = lanes.join_next().await {
-        let ended = ended.unwrap_or_else(|failure| {
-            Err(Error::Halt { what: format!("a lane ended abnormally: {failure}"), remedy: "please report it".into() })
-        });
+    while let Some(ended) = tasks.join_next().await {
+        let ended = whole(ended);
         if ended.is_err() && first.is_ok() {
             first = ended;
         }
         stop.cancel();
     }
     first
+}
+
+/// How a task ended.
+fn whole(ended: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+    ended.unwrap_or_else(|failure| {
+        Err(Error::Halt { what: format!("a task ended abnormally: {failure}"), remedy: "please report it".into() })
+    })
 }

@@ -1,6 +1,5 @@
 //! Loading shown to whoever waits for it: a line that moves on a terminal, a log line now and then elsewhere.
 
-use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,8 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 
 pub struct LoadProgress {
     bar: Option<ProgressBar>,
-    logged: Cell<Instant>,
-    last: RefCell<(String, u64, u64)>,
+    logged: Instant,
+    last: (String, u64, u64),
     began: Instant,
 }
 
@@ -28,24 +27,24 @@ impl LoadProgress {
             bar
         });
         let now = Instant::now();
-        LoadProgress { bar, logged: Cell::new(now), last: RefCell::default(), began: now }
+        LoadProgress { bar, logged: now, last: Default::default(), began: now }
     }
 
-    pub fn show(&self, lookup: &str, rows: u64, bytes: u64) {
-        self.last.replace((lookup.to_owned(), rows, bytes));
+    pub fn show(&mut self, lookup: &str, rows: u64, bytes: u64) {
+        self.last = (lookup.to_owned(), rows, bytes);
         if let Some(bar) = &self.bar {
             bar.set_message(format!("loading lookup {lookup}: {rows} rows, {}", ByteSize(bytes)));
-        } else if self.logged.get().elapsed() >= LOG_EVERY {
-            self.logged.set(Instant::now());
+        } else if self.logged.elapsed() >= LOG_EVERY {
+            self.logged = Instant::now();
             tracing::info!(lookup, rows, bytes, "loading");
         }
     }
 
-    pub fn end(&self) {
+    pub fn end(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let (lookup, rows, bytes) = &*self.last.borrow();
+        let (lookup, rows, bytes) = &self.last;
         if !lookup.is_empty() {
             tracing::info!(lookup, rows, bytes, seconds = self.began.elapsed().as_secs_f64(), "lookups loaded");
         }

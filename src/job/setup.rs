@@ -64,6 +64,8 @@ pub struct Topics {
 }
 
 /// Clients of the one cluster that the job works on, by source's and by sink's properties: one client where they are equal.
+/// Clones share them.
+#[derive(Clone)]
 pub struct Brokers {
     pub source: Arc<BaseConsumer<Asker>>,
     pub sink: Arc<BaseConsumer<Asker>>,
@@ -283,60 +285,53 @@ pub async fn lookup_keys(config: &Config, mission: &Mission, postgres: &Connecti
     Ok(compile_query(config, mission, &describe_lookups(mission, postgres).await?).await?.lookup_keys())
 }
 
-/// Loads every lookup table once, to be joined by `keys`.
-pub async fn load_lookups(mission: &Mission, postgres: &Connection, keys: LookupKeys) -> Result<Lookups> {
-    let progress = LoadProgress::new();
-    let queries = mission.files.lookups.clone();
-    let lookups = Lookups::load(postgres, queries, keys, |name, rows, bytes| progress.show(name, rows, bytes)).await;
+/// Every lookup table as it is now, to be joined by `keys`.
+pub async fn load_lookups(mission: &Mission, postgres: &Connection, keys: LookupKeys) -> Result<LookupSet> {
+    let lookups = Lookups::new(mission.files.lookups.clone(), keys);
+    load(&lookups, postgres).await?;
+    Ok(lookups.current().await)
+}
+
+/// The first load, shown to whoever waits for it.
+pub async fn load(lookups: &Lookups, postgres: &Connection) -> Result<()> {
+    let mut progress = LoadProgress::new();
+    let loaded = lookups.load(postgres, |name, rows, bytes| progress.show(name, rows, bytes)).await;
     progress.end();
-    lookups
+    loaded
 }
 
-/// A ledger that is open, and where its partitions start if they are not registered yet.
-pub struct Opened {
-    ledger: Ledger,
-    postgres: Connection,
-    starts: Option<Vec<(i32, i64)>>,
-}
-
-/// Opens the ledger. Nothing is decided by it: that does [`Opened::register`].
+/// Opens the ledger, and registers all partitions at once at the first start of this group on this topic: from then on it
+/// says where the job begins.
 ///
 /// # Errors
 /// [`Error::Halt`] where Kafka holds offsets for a group that the ledger doesn't know, unless `start = "committed"`.
-pub async fn open_ledger(config: &Arc<Config>, topics: &Topics) -> Result<Opened> {
+pub async fn open_ledger(config: &Arc<Config>, topics: &Topics) -> Result<Ledger> {
     let postgres = store::connect(&config.postgres).await?;
     store::create(&postgres, &config.ledger_schema).await?;
-    let source = &config.source;
-    let ledger = Ledger::open(
-        &postgres,
-        &config.ledger_schema,
-        &topics.cluster_id,
-        &source.group_id,
-        &source.topic,
-        &topics.topic_id,
-    )
-    .await?;
-    let mut starts = None;
+    let (group, topic) = (&config.source.group_id, &config.source.topic);
+    let (cluster, topic_id) = (&topics.cluster_id, &topics.topic_id);
+    let ledger = Ledger::open(&postgres, &config.ledger_schema, cluster, group, topic, topic_id).await?;
     if ledger.registered(&postgres).await?.is_empty() {
         if ledger.has_parts(&postgres).await? {
-            return Err(ledger_lost(&source.group_id, &ledger.job, &ledger.job));
+            return Err(ledger_lost(group, &ledger.job, &ledger.job));
         }
         let (asked, count, job) = (config.clone(), topics.partitions, ledger.job.clone());
-        starts = Some(kafka::blocking(move || first_offsets(&asked, count, Some(&job))).await?);
+        let starts = kafka::blocking(move || first_offsets(&asked, count, Some(&job))).await?;
+        ledger.register(&postgres, &starts).await?;
+        tracing::info!(group, topic, ?starts, "first start: partitions registered in the ledger");
     }
-    Ok(Opened { ledger, postgres, starts })
+    Ok(ledger)
 }
 
-impl Opened {
-    /// Registers all partitions at once, at the first start of this group on this topic.
-    pub async fn register(self) -> Result<Ledger> {
-        let Opened { ledger, postgres, starts } = self;
-        if let Some(starts) = starts {
-            ledger.register(&postgres, &starts).await?;
-            let (group, topic) = (&ledger.group_id, &ledger.topic);
-            tracing::info!(group, topic, ?starts, "first start: partitions registered in the ledger");
+/// Whether anybody is in the group now. Where Kafka doesn't say, somebody may be.
+pub async fn group_has_members(config: &Config, brokers: &Brokers) -> bool {
+    let (source, group) = (brokers.source.clone(), config.source.group_id.clone());
+    match kafka::blocking(move || kafka::group_members(source.client(), &group)).await {
+        Ok(members) => !members.is_empty(),
+        Err(error) => {
+            tracing::debug!("{error}");
+            true
         }
-        Ok(ledger)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The current lookup tables and their refresh: all of them are loaded anew, then swapped in whole.
+//! The current lookup tables, their first load and their refresh: all of them are loaded anew, then swapped in whole.
 //!
 //! A refresh that fails keeps the old set: a job with lookup rows an hour old is worth more than none. It says so once,
 //! with the set's age, until one succeeds. What this does not do: it never merges, and it never waits for anybody.
@@ -29,36 +29,46 @@ pub struct LookupStatus {
 pub struct Lookups {
     queries: Vec<LookupQuery>,
     keys: LookupKeys,
-    current: watch::Sender<LookupSet>,
+    /// `None` before the first load.
+    current: watch::Sender<Option<LookupSet>>,
 }
 
 impl Lookups {
-    /// Loads every table for the first time. `keys`: what they are joined by. `progress` is told the table's name, rows
-    /// and bytes so far.
-    pub async fn load(
-        client: &Client,
-        queries: Vec<LookupQuery>,
-        keys: LookupKeys,
-        progress: impl FnMut(&str, u64, u64),
-    ) -> Result<Lookups> {
-        let set = load_all(client, &queries, &keys, progress).await?;
-        Ok(Lookups { queries, keys, current: watch::Sender::new(set) })
+    /// Of these queries, joined by `keys`. Nothing is loaded yet.
+    pub fn new(queries: Vec<LookupQuery>, keys: LookupKeys) -> Lookups {
+        Lookups { queries, keys, current: watch::Sender::new(None) }
     }
 
-    /// The set as it is now. Take it once per micro-batch: a swap must not happen in the middle of one.
-    pub fn current(&self) -> LookupSet {
-        self.current.borrow().clone()
+    /// Loads every table for the first time. `progress` is told the table's name, rows and bytes so far.
+    pub async fn load(&self, client: &Client, progress: impl FnMut(&str, u64, u64)) -> Result<()> {
+        let set = load_all(client, &self.queries, &self.keys, progress).await?;
+        self.current.send_replace(Some(set));
+        Ok(())
     }
 
+    /// The set as it is now; waits for the first load. Take it once per micro-batch: a swap must not happen in the middle
+    /// of one.
+    pub async fn current(&self) -> LookupSet {
+        let mut current = self.current.subscribe();
+        loop {
+            if let Some(set) = current.borrow_and_update().clone() {
+                return set;
+            }
+            // It cannot end before `self` does, which holds the other side.
+            let _ = current.changed().await;
+        }
+    }
+
+    /// Of no table before the first load.
     pub fn status(&self) -> Vec<LookupStatus> {
-        let set = self.current();
+        let set = self.current.borrow().clone();
         let status = |table: &LookupTable| LookupStatus {
             name: table.name.clone(),
             rows: table.rows,
             bytes: table.bytes + table.index_bytes(),
             age: table.loaded_at.elapsed(),
         };
-        set.tables().map(|table| status(table)).collect()
+        set.iter().flat_map(LookupSet::tables).map(|table| status(table)).collect()
     }
 
     /// Refreshes every `interval`, until dropped. `connect` gives a connected client each time, its connection already
@@ -102,7 +112,7 @@ impl Lookups {
     {
         let client = connect().await?;
         let set = load_all(&client, &self.queries, &self.keys, |_, _, _| {}).await?;
-        let old = self.current();
+        let old = self.current().await;
         for (query, table) in self.queries.iter().filter_map(|query| Some((query, set.get(&query.name)?))) {
             if old.get(&query.name).is_some_and(|old| old.schema != table.schema) {
                 return Err(Error::Sql {
@@ -118,7 +128,7 @@ impl Lookups {
         // the run that needs it.
         let new = set.clone();
         let _ = tokio::task::spawn_blocking(move || new.index_as(&old)).await;
-        self.current.send_replace(set);
+        self.current.send_replace(Some(set));
         Ok(())
     }
 }

@@ -87,11 +87,13 @@ async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
     client.batch_execute("CREATE TABLE refreshed AS SELECT 'a' AS a").await.expect("ok");
     let queries = vec![query("one", "SELECT a FROM refreshed"), query("two", "SELECT a FROM refreshed")];
     let keys = LookupKeys::from([("one".to_owned(), vec![0])]);
-    let lookups = Lookups::load(client, queries, keys, |_, _, _| {}).await.expect("it loads");
-    let first = lookups.current();
+    let lookups = Lookups::new(queries, keys);
+    assert_eq!(lookups.status(), []);
+    let (first, loaded) = tokio::join!(lookups.current(), lookups.load(client, |_, _, _| {}));
+    loaded.expect("it loads");
     client.batch_execute("INSERT INTO refreshed VALUES ('b')").await.expect("ok");
     lookups.refresh(&boxed).await.expect("it refreshes");
-    let second = lookups.current();
+    let second = lookups.current().await;
     assert_ne!(first.version(), second.version());
     let has_index = |set: &LookupSet, name| set.get(name).expect("a table").built_index(0).is_some();
     for set in [&first, &second] {
@@ -104,13 +106,13 @@ async fn a_refresh_swaps_in_whole_or_keeps_the_old() {
     assert!(error.to_string().contains("have changed"), "{error}");
     client.batch_execute("DROP TABLE refreshed").await.expect("ok");
     lookups.refresh(&boxed).await.expect_err("no table");
-    assert_eq!(lookups.current().version(), second.version());
+    assert_eq!(lookups.current().await.version(), second.version());
     assert_eq!(lookups.status().iter().map(|table| table.rows).collect::<Vec<_>>(), [2, 2]);
 
     let broken = || async { Err::<Box<Client>, _>(Error::Away { what: "nobody is there".into() }) };
     let forever = lookups.refresh_forever(Duration::from_millis(5), broken, |_| {});
     tokio::time::timeout(Duration::from_millis(50), forever).await.expect_err("it goes on failing");
-    assert_eq!(lookups.current().version(), second.version(), "it keeps the set");
+    assert_eq!(lookups.current().await.version(), second.version(), "it keeps the set");
 }
 
 #[tokio::test]

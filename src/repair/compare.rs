@@ -108,11 +108,19 @@ impl<'a> Compare<'a> {
         }
         let (to, inbox) = mpsc::channel(2);
         let (reader, name) = (self.site.config.source.clone(), topic.to_owned());
-        let reading = kafka::blocking(move || {
-            let mut rows = Rows::new(to);
-            topic::read(&reader, &name, |message| rows.push(message.payload().unwrap_or_default()))?;
-            rows.end()
-        });
+        // The COPY ends with the last sender. A topic that can't be read must not end it: Postgres would complain of half a
+        // COPY before it is known why.
+        let unread = to.clone();
+        let reading = async {
+            let skipped = kafka::blocking(move || {
+                let mut rows = Rows::new(to);
+                topic::read(&reader, &name, |message| rows.push(message.payload().unwrap_or_default()))?;
+                rows.end()
+            });
+            let skipped = skipped.await?;
+            drop(unread);
+            Ok(skipped)
+        };
         let (skipped, ()) = tokio::try_join!(reading, self.copy_in(inbox))?;
         if skipped > 0 {
             tracing::warn!(topic, skipped, "records that are no JSON objects were left out: they are not this job's");

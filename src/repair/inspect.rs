@@ -208,16 +208,7 @@ async fn offsets(site: &Site, partitions: &[i32]) -> Result<BTreeMap<i32, KafkaO
 /// Who is in the group now.
 pub async fn members(site: &Site) -> Result<Vec<String>> {
     let (reader, group) = (site.reader.clone(), site.config.source.group_id.clone());
-    kafka::blocking(move || {
-        let found = reader
-            .client()
-            .fetch_group_list(Some(&group), kafka::CALL_TIMEOUT)
-            .map_err(Error::kafka(format!("asking for the members of group {group}")))?;
-        let ours = found.groups().iter().filter(|found| found.name() == group);
-        let name = |member: &rdkafka::groups::GroupMemberInfo| format!("{} at {}", member.id(), member.client_host());
-        Ok(ours.flat_map(|group| group.members().iter().map(name)).collect())
-    })
-    .await
+    kafka::blocking(move || kafka::group_members(reader.client(), &group)).await
 }
 
 async fn books(site: &Site) -> Result<Books> {

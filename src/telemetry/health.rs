@@ -55,6 +55,12 @@ impl Health {
         self.set(lane, LaneStatus::Waiting { reason: reason.into() });
     }
 
+    /// None can go on for now.
+    pub fn all_waiting(&self, reason: &str) {
+        let lanes = self.lock().lanes.len();
+        (0..lanes).for_each(|lane| self.waiting(lane, reason));
+    }
+
     pub fn stopped(&self, lane: usize, reason: impl Into<String>) {
         self.set(lane, LaneStatus::Stopped { reason: reason.into() });
     }
