@@ -17,6 +17,7 @@ mod faults;
 mod flood;
 mod guards;
 mod ledger_ddl;
+mod lookup_load;
 mod lookup_memory;
 mod lookup_refresh;
 mod million;
