@@ -12,6 +12,7 @@ use arrow::buffer::Buffer;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::columns::{ColumnBuilder, Strings};
+use super::plain::{Patience, Scanner};
 use super::schema::Column;
 use super::value::Value;
 use super::words::{self, Problem};
@@ -29,6 +30,7 @@ pub struct Rows<'m> {
     unknown: UnknownKeys<'m>,
     /// What came after each column the last time, the first of all at the end: producers write fields in one order.
     followers: Vec<usize>,
+    patience: Patience,
 }
 
 impl<'m> Rows<'m> {
@@ -37,19 +39,52 @@ impl<'m> Rows<'m> {
         let builders = columns.iter().map(|column| ColumnBuilder::new(column, capacity)).collect();
         let strings = Strings::new(arena.clone());
         let followers = (1..=columns.len()).chain([0]).collect();
-        Self { columns, by_name, builders, strings, len: 0, unknown: UnknownKeys::default(), followers }
+        Self {
+            columns,
+            by_name,
+            builders,
+            strings,
+            len: 0,
+            unknown: UnknownKeys::default(),
+            followers,
+            patience: Patience::default(),
+        }
     }
 
     /// Appends the message as a row, or says why it is not one and leaves everything as it was.
     pub fn append(&mut self, message: &'m [u8]) -> Result<(), Problem> {
-        let mark = self.strings.mark();
-        let outcome = self.read(message);
-        match outcome {
-            Ok(()) => self.len += 1,
-            Err(_) => {
-                self.builders.iter_mut().for_each(|builder| builder.truncate(self.len));
-                self.strings.truncate(mark);
+        if self.patience.is_due() {
+            let plain = self.append_plain(message);
+            self.patience.learn(plain.is_some());
+            if plain.is_some() {
+                return Ok(());
             }
+        }
+        self.append_strictly(message)
+    }
+
+    /// Appends the message if it is a plain one: never another row than [`Rows::append_strictly`] would.
+    pub fn append_plain(&mut self, message: &'m [u8]) -> Option<()> {
+        let text = std::str::from_utf8(message).ok()?;
+        self.whole(|rows| rows.read_plain(text).ok_or(())).ok()
+    }
+
+    /// Appends what the strict pass takes, and has the words for what it does not.
+    pub fn append_strictly(&mut self, message: &'m [u8]) -> Result<(), Problem> {
+        // Checked once and as a whole, so that skipped fields are UTF-8 as well.
+        let text = std::str::from_utf8(message).map_err(|error| words::invalid_utf8(message, error))?;
+        self.whole(|rows| rows.read_strictly(text))
+    }
+
+    /// Makes a row of what `read` appends to the columns, or forgets it if `read` fails.
+    fn whole<E>(&mut self, read: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        let mark = self.strings.mark();
+        let outcome = read(self);
+        if outcome.is_ok() {
+            self.len += 1;
+        } else {
+            self.builders.iter_mut().for_each(|builder| builder.truncate(self.len));
+            self.strings.truncate(mark);
         }
         outcome
     }
@@ -58,9 +93,47 @@ impl<'m> Rows<'m> {
         (self.builders, self.strings)
     }
 
-    fn read(&mut self, message: &'m [u8]) -> Result<(), Problem> {
-        // Checked once and as a whole, so that skipped fields are UTF-8 as well.
-        let text = std::str::from_utf8(message).map_err(|error| words::invalid_utf8(message, error))?;
+    /// Reads a message of declared fields only, each of them once, or gives up.
+    fn read_plain(&mut self, text: &'m str) -> Option<()> {
+        let mut scanner = Scanner::new(text);
+        if scanner.next() != Some(b'{') {
+            return None;
+        }
+        let mut last = self.columns.len();
+        loop {
+            last = self.read_plain_field(&mut scanner, last)?;
+            match scanner.next()? {
+                b',' => {}
+                b'}' => break,
+                _ => return None,
+            }
+        }
+        scanner.space();
+        if !scanner.is_at_end() {
+            return None;
+        }
+        self.complete().ok()
+    }
+
+    /// Reads the field that comes after column `last`, and says which column it is.
+    fn read_plain_field(&mut self, scanner: &mut Scanner<'m>, last: usize) -> Option<usize> {
+        scanner.space();
+        let guess = self.followers[last];
+        let column = match self.columns.get(guess) {
+            Some(column) if scanner.eat(&column.key) => guess,
+            _ => self.column_of(scanner.string()?, last)?,
+        };
+        let builder = &mut self.builders[column];
+        if scanner.next()? != b':' || builder.len() > self.len {
+            return None;
+        }
+        scanner.space();
+        let found = &mut None;
+        scanner.value(Value { column: &self.columns[column], builder, strings: &mut self.strings, found })?;
+        Some(column)
+    }
+
+    fn read_strictly(&mut self, text: &'m str) -> Result<(), Problem> {
         self.unknown.clear();
         let mut progress = Progress::default();
         let mut json = serde_json::Deserializer::from_str(text);
@@ -68,7 +141,7 @@ impl<'m> Rows<'m> {
             .and_then(|()| json.end())
             .map_err(|error| self.explain(text, &error, progress))?;
         // serde_json skips unknown values without recursion: until here their depth was no danger.
-        if !self.unknown.is_empty() && is_deeper_than(MAX_DEPTH, message) {
+        if !self.unknown.is_empty() && is_deeper_than(MAX_DEPTH, text.as_bytes()) {
             return Err(words::too_deep(MAX_DEPTH));
         }
         self.complete()

@@ -6,6 +6,7 @@
 
 mod columns;
 mod message;
+mod plain;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
 pub use message::MAX_DEPTH;
+use message::Rows;
 pub use schema::{CampaignSchema, ROW, TABLE};
 pub use work::{Work, row_numbers};
 
@@ -66,11 +68,20 @@ impl Decoder {
     /// # Errors
     /// [`Error::Engine`] if Arrow refuses the columns, which would be a fault in this program: no message can cause it.
     pub fn decode(&self, messages: &Messages) -> Result<Decoded> {
-        let mut rows = message::Rows::new(&self.columns, &self.by_name, messages.values(), messages.len());
+        self.decode_by(messages, Rows::append)
+    }
+
+    /// With `append` as the way from a message to a row.
+    fn decode_by<'m>(
+        &'m self,
+        messages: &'m Messages,
+        append: impl Fn(&mut Rows<'m>, &'m [u8]) -> Result<(), words::Problem>,
+    ) -> Result<Decoded> {
+        let mut rows = Rows::new(&self.columns, &self.by_name, messages.values(), messages.len());
         let mut numbers = Vec::with_capacity(messages.len());
         let mut rejects = Vec::new();
         for row in 0..messages.len() {
-            match self.readable(messages.value(row)).and_then(|value| rows.append(value)) {
+            match self.readable(messages.value(row)).and_then(|value| append(&mut rows, value)) {
                 Ok(()) => numbers.push(row as u32),
                 Err(problem) => rejects.push(Reject {
                     row: row as u32,
@@ -102,7 +113,7 @@ impl Decoder {
         Ok(value)
     }
 
-    fn batch(&self, rows: message::Rows, numbers: Vec<u32>) -> Result<RecordBatch, ArrowError> {
+    fn batch(&self, rows: Rows, numbers: Vec<u32>) -> Result<RecordBatch, ArrowError> {
         let (builders, strings) = rows.finish();
         let buffers = strings.finish();
         let mut arrays = Vec::with_capacity(builders.len() + 1);

@@ -59,6 +59,8 @@ pub struct CampaignSchema {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
     pub name: String,
+    /// The name as it is written in JSON, quotes included.
+    pub key: String,
     pub kind: Kind,
     pub nullable: bool,
 }
@@ -202,7 +204,8 @@ fn columns(file: &Path, tokens: &[TokenWithSpan], table: &CreateTable) -> Result
         }
         let kind = Kind::of(&definition.data_type).ok_or_else(|| unknown_type(file, tokens, definition))?;
         let nullable = nullable(file, tokens, definition)?;
-        columns.push(Column { name, kind, nullable });
+        let key = serde_json::Value::from(name.as_str()).to_string();
+        columns.push(Column { name, key, kind, nullable });
     }
     Ok(columns)
 }

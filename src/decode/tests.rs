@@ -11,6 +11,7 @@ use super::*;
 use crate::messages::MessagesBuilder;
 
 mod judge;
+mod plain;
 mod property;
 
 const LIMITS: Limits = Limits { max_value_bytes: 4096 };

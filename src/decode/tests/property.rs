@@ -75,7 +75,7 @@ fn almost_messages() -> impl Strategy<Value = String> {
 }
 
 /// The text with a few bytes replaced, put in or taken out, or cut off.
-fn mutated(texts: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<u8>> {
+pub fn mutated(texts: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![any::<u8>(), prop::sample::select(&b"{}[]\",:\\0-e. \xc3\xa9u"[..])];
     let changes = prop::collection::vec((0..4_u8, any::<prop::sample::Index>(), byte), 0..4);
     (texts, changes).prop_map(|(text, changes)| {

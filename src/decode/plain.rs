@@ -1,0 +1,211 @@
+//! Values and keys as nearly all producers write them, found without a parser: strings without escapes and integers of
+//! up to 18 digits.
+//!
+//! Promises: what it gives is what serde_json would give of the same text. Does not: say what is wrong with a message.
+//! It gives up (`None`) at everything that it does not know, and the strict pass reads the message again and decides.
+
+use serde::de::{DeserializeSeed, Visitor, value};
+
+use super::value::Value;
+
+/// The most digits of which every number fits an `i64`.
+const DIGITS: usize = 18;
+
+/// Where plain reading keeps giving up, it is tried ever more rarely: what is read in vain costs a third of a strict
+/// pass. One message that is plain, and every one is tried again.
+#[derive(Default)]
+pub struct Patience {
+    /// Messages that were let pass after the last failure.
+    pause: u8,
+    /// Those of them that are still to come.
+    left: u8,
+}
+
+impl Patience {
+    /// One vain attempt in 64 messages costs half a percent.
+    const LONGEST: u8 = 63;
+
+    /// Whether the next message is to be tried.
+    pub fn is_due(&mut self) -> bool {
+        let due = self.left == 0;
+        self.left = self.left.saturating_sub(1);
+        due
+    }
+
+    /// After every attempt.
+    pub fn learn(&mut self, plain: bool) {
+        self.pause = if plain { 0 } else { Self::LONGEST.min(2 * self.pause + 1) };
+        self.left = self.pause;
+    }
+}
+
+/// A message's text, and what is left of it.
+pub struct Scanner<'m> {
+    text: &'m str,
+    rest: &'m [u8],
+}
+
+impl<'m> Scanner<'m> {
+    pub fn new(text: &'m str) -> Self {
+        Self { text, rest: text.as_bytes() }
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Goes past the white space that JSON knows, and past the byte behind it, which it gives.
+    pub fn next(&mut self) -> Option<u8> {
+        self.space();
+        let (byte, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(*byte)
+    }
+
+    pub fn space(&mut self) {
+        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+    }
+
+    /// Goes past `token` if it stands here.
+    pub fn eat(&mut self, token: &str) -> bool {
+        let rest = self.rest.strip_prefix(token.as_bytes());
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
+    }
+
+    /// A string without escapes.
+    pub fn string(&mut self) -> Option<&'m str> {
+        let [b'"', inside @ ..] = self.rest else { return None };
+        let len = ordinary(inside);
+        let [b'"', rest @ ..] = inside.get(len..)? else { return None };
+        let from = self.text.len() - inside.len();
+        self.rest = rest;
+        self.text.get(from..from + len)
+    }
+
+    /// Reads one value into the column of `value`, or gives up.
+    ///
+    /// The visitor is the one of the strict pass, so that both agree on what fits a column. All that is neither a plain
+    /// string nor a plain integer is cut out and left to the parser.
+    pub fn value(&mut self, value: Value) -> Option<()> {
+        if let Some(text) = self.string() {
+            return value.visit_borrowed_str::<value::Error>(text).ok();
+        }
+        if let Some(number) = self.integer() {
+            return value.visit_i64::<value::Error>(number).ok();
+        }
+        let mut json = serde_json::Deserializer::from_str(self.scalar()?);
+        value.deserialize(&mut json).ok()?;
+        json.end().ok()
+    }
+
+    /// An integer that is not "-0" (a float to the parser) and has neither leading zeros nor too many digits.
+    fn integer(&mut self) -> Option<i64> {
+        let (negative, digits) = match self.rest {
+            [b'-', digits @ ..] => (true, digits),
+            digits => (false, digits),
+        };
+        let (mut len, mut number) = (0, 0_i64);
+        for digit in digits.iter().take(DIGITS).map(|byte| byte.wrapping_sub(b'0')).take_while(|digit| *digit < 10) {
+            number = number * 10 + i64::from(digit);
+            len += 1;
+        }
+        let leading_zero = digits.first() == Some(&b'0') && (len > 1 || negative);
+        let (_, rest) = digits.split_at_checked(len)?;
+        // Anything else behind it belongs to the number (a point, an exponent, more digits) or is wrong.
+        if len == 0 || leading_zero || !matches!(rest, [b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r', ..]) {
+            return None;
+        }
+        self.rest = rest;
+        Some(if negative { -number } else { number })
+    }
+
+    /// The text of a string with escapes, or of all up to where a number or a word would end. The parser still has to
+    /// say that it is one value and nothing more; it then reads the same value where it stands in the message.
+    fn scalar(&mut self) -> Option<&'m str> {
+        let len = if let [b'"', inside @ ..] = self.rest {
+            2 + escaped(inside)?
+        } else {
+            self.rest.iter().position(|byte| matches!(byte, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r'))?
+        };
+        let from = self.text.len() - self.rest.len();
+        self.rest = self.rest.get(len..)?;
+        self.text.get(from..from + len)
+    }
+}
+
+/// How far it is to the quote that ends a string.
+fn escaped(inside: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += ordinary(inside.get(at..)?);
+        match inside.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => return None,
+        }
+    }
+}
+
+/// How many bytes come before the first quote, backslash or control character.
+fn ordinary(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(chunk) = bytes[at..].first_chunk() {
+        let found = special(u64::from_le_bytes(*chunk));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    at + bytes[at..].iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | ..b' ')).count()
+}
+
+/// Eight bytes at once: the lowest bit that is set lies in the first one that is special. (A subtraction borrows only
+/// from bytes behind a special one, so that only those may be marked falsely.)
+fn special(bytes: u64) -> u64 {
+    const EACH: u64 = u64::MAX / 0xff;
+    let below = |bytes: u64, limit: u8| bytes.wrapping_sub(EACH * u64::from(limit)) & !bytes;
+    let is = |byte: u8| below(bytes ^ (EACH * u64::from(byte)), 1);
+    (is(b'"') | is(b'\\') | below(bytes, b' ')) & (EACH << 7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_special_byte_is_found_wherever_it_stands() {
+        for len in 0..40 {
+            for byte in 0..=u8::MAX {
+                let is_special = matches!(byte, b'"' | b'\\' | ..b' ');
+                for fill in [b'!', b'#', b'[', b']', 0xff, 0x80, 0x7f, b' '] {
+                    let mut bytes = vec![fill; len];
+                    bytes.push(byte);
+                    assert_eq!(
+                        ordinary(&bytes),
+                        if is_special { len } else { len + 1 },
+                        "{byte} behind {len} of {fill}"
+                    );
+                    bytes.extend([b'"'; 9]);
+                    assert_eq!(
+                        ordinary(&bytes),
+                        if is_special { len } else { len + 1 },
+                        "{byte} behind {len} of {fill}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vain_attempts_become_rare_and_one_success_ends_that() {
+        let mut patience = Patience::default();
+        let mut attempts =
+            |plain: bool| (0..200).filter(|_| patience.is_due().then(|| patience.learn(plain)).is_some()).count();
+        assert_eq!(attempts(false), 8);
+        assert!(attempts(true) > 200 - 63);
+        assert_eq!(attempts(true), 200);
+    }
+}
