@@ -44,6 +44,11 @@ fn waits(stack: &Stack) -> bool {
     stack.number(waiting) > 0
 }
 
+/// Its partitions are claimed, and it says what it waits for.
+fn loads(job: &Job) -> bool {
+    job.get("/readyz").is_some_and(|(code, said)| code == 503 && said.contains("tables are loading"))
+}
+
 /// How often the partitions were claimed, in all.
 fn claims(stack: &Stack) -> i64 {
     stack.number("SELECT sum(epoch) FROM dinnerbell.progress")
@@ -56,9 +61,7 @@ fn partitions_are_claimed_meanwhile_and_nothing_is_rung() {
     let gate = Gate::hold(&stack);
     LOAD.produce(&stack, 0..20);
     let mut job = Job::spawn(&stack, &["run"]);
-    let loading =
-        |job: &Job| job.get("/readyz").is_some_and(|(code, said)| code == 503 && said.contains("tables are loading"));
-    wait_until("it is at work and says what it waits for", PATIENCE, || loading(&job));
+    wait_until("it is at work and says what it waits for", PATIENCE, || loads(&job));
     assert!(waits(&stack) && claims(&stack) == 3);
     assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback") + stack.read_triggers().len() as i64, 0);
     assert_eq!(stack.number("SELECT sum(next_offset) FROM dinnerbell.progress"), 0);
@@ -75,7 +78,8 @@ fn a_stop_meanwhile_gives_the_partitions_back() {
     let gate = Gate::hold(&stack);
     LOAD.produce(&stack, 0..20);
     let job = Job::spawn(&stack, &["run"]);
-    wait_until("it has claimed", PATIENCE, || waits(&stack) && claims(&stack) == 3);
+    wait_until("it has claimed", PATIENCE, || loads(&job));
+    assert!(waits(&stack) && claims(&stack) == 3);
     let told = stop(job);
     assert!(told.contains("partitions released"), "{told}");
     assert_eq!(stack.number("SELECT sum(next_offset) FROM dinnerbell.progress"), 0);
