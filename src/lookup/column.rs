@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, UInt32Array, new_null_array};
+use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, UInt32Array, new_null_array};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
-use arrow::compute::take;
+use arrow::compute::{filter, take};
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, internal_err};
 
@@ -55,6 +55,23 @@ impl Column {
             Column::Key(_) => {}
         }
         Ok(KeyIndex::listed(keys, &numbers))
+    }
+
+    /// The column without these rows, which are in ascending order.
+    pub(super) fn without(self, rows: &[u32]) -> Result<Column> {
+        Ok(match self {
+            Column::Text(texts) => Column::Text(texts.without(rows)),
+            Column::Array(array) => {
+                let mut stays = BooleanBufferBuilder::new(array.len());
+                stays.append_n(array.len(), true);
+                rows.iter().for_each(|&row| stays.set_bit(row as usize, false));
+                Column::Array(filter(&array, &BooleanArray::new(stays.finish(), None))?)
+            }
+            Column::Key(index) => match Arc::into_inner(index) {
+                Some(index) => Column::Key(Arc::new(index.without(rows))),
+                None => return internal_err!("the table is in use already"),
+            },
+        })
     }
 
     /// Memory held, in bytes.

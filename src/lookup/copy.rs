@@ -44,6 +44,25 @@ pub(super) fn arrow_type(postgres: &Type) -> Option<DataType> {
     })
 }
 
+/// Whether values of this type are equal in Postgres just where their bytes are: not so numbers with a -0, nor texts whose
+/// spaces at the end do not count.
+pub(super) fn is_equal_by_bytes(postgres: &Type) -> bool {
+    matches!(
+        *postgres,
+        Type::TEXT
+            | Type::VARCHAR
+            | Type::NAME
+            | Type::UUID
+            | Type::INT2
+            | Type::INT4
+            | Type::INT8
+            | Type::BOOL
+            | Type::DATE
+            | Type::TIMESTAMP
+            | Type::TIMESTAMPTZ
+    )
+}
+
 pub(super) struct CopyDecoder {
     schema: SchemaRef,
     columns: Vec<Column>,
@@ -52,6 +71,8 @@ pub(super) struct CopyDecoder {
     header_read: bool,
     trailer_read: bool,
     rows: u64,
+    /// Whether rows that are there several times are to be kept once.
+    distinct: bool,
 }
 
 /// The Arrow columns of `columns`, which have names and Postgres types.
@@ -73,9 +94,22 @@ impl CopyDecoder {
             Ok(Column { name: name.clone(), values: Values::new(kind, field.data_type(), is_key)? })
         });
         let columns = values.collect::<Result<_, String>>()?;
-        Ok(Self { schema, columns, rest: Vec::new(), header_read: false, trailer_read: false, rows: 0 })
+        let [header_read, trailer_read, distinct] = [false; 3];
+        Ok(Self { schema, columns, rest: Vec::new(), header_read, trailer_read, rows: 0, distinct })
     }
 
+    /// Whether one column is the key that was asked for.
+    pub(super) fn is_keyed(&self) -> bool {
+        self.columns.iter().any(|column| matches!(column.values, Values::Key { .. }))
+    }
+
+    /// From now on: of rows that are there several times, one is kept. For a table with a key, of columns that are
+    /// [`is_equal_by_bytes`].
+    pub(super) fn remove_repeats(&mut self) {
+        self.distinct = true;
+    }
+
+    /// Rows that came.
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
@@ -106,7 +140,8 @@ impl CopyDecoder {
     /// The table of the rows that came. Takes half a second for some ten million of them.
     pub(super) fn table(self, name: &str) -> EngineResult<LookupTable> {
         let loaded = self.columns.into_iter().map(|column| column.values.finish()).collect();
-        LookupTable::of_columns(name, self.schema, self.rows as usize, loaded)
+        let table = LookupTable::of_columns(name, self.schema, self.rows as usize, loaded)?;
+        if self.distinct { table.distinct() } else { Ok(table) }
     }
 
     /// Decodes what is whole in `bytes` and says how many bytes that was.

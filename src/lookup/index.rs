@@ -200,6 +200,22 @@ impl KeyIndex {
         self.starts[number as usize] as usize..self.starts[number as usize + 1] as usize
     }
 
+    /// Of a table that stands in this index's order and has so many rows: those of each key, and at last those without.
+    pub(super) fn groups(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let keyed = self.starts.windows(2).map(|ends| ends[0] as usize..ends[1] as usize);
+        keyed.chain([self.keyed_rows()..rows])
+    }
+
+    /// The index once these rows, in ascending order, have left the table that stands in its order. A key keeps one.
+    pub(super) fn without(mut self, rows: &[u32]) -> KeyIndex {
+        let mut gone = 0;
+        for start in &mut self.starts {
+            gone += rows[gone..].partition_point(|row| *row < *start);
+            *start -= gone as u32;
+        }
+        self
+    }
+
     /// Adds the rows at `places` to `rows`.
     pub(super) fn list(&self, places: Range<usize>, rows: &mut Vec<u32>) {
         match &self.rows {

@@ -1,18 +1,21 @@
 //! Fills a lookup table: the user's query, run by Postgres, streamed out by binary COPY in a read-only transaction.
+//!
+//! A `DISTINCT` that stands over all of the query is done here where it can be (see [`super::distinct`]): Postgres then
+//! sends the rows as it finds them, instead of hashing or sorting all of them first, mostly on disk.
 
 use std::path::PathBuf;
 use std::pin::pin;
 
 use datafusion::common::DataFusionError;
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::TryStreamExt;
 use tokio_postgres::Client;
-use tokio_postgres::error::ErrorPosition;
+use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::types::Type;
 
-use super::copy::{CopyDecoder, arrow_schema, arrow_type};
+use super::copy::{CopyDecoder, arrow_schema, arrow_type, is_equal_by_bytes};
+use super::sql::{line_and_column, without_distinct, without_semicolon};
 use super::table::LookupTable;
+use crate::error::Action;
 use crate::{Error, Result};
 
 /// One file of `lookups/`: the query that Postgres runs to fill the lookup table `name`.
@@ -73,9 +76,18 @@ async fn copy_out(
 ) -> Result<CopyDecoder> {
     let columns = columns(client, query).await?;
     let mut decoder = CopyDecoder::new(&columns, key).map_err(|problem| in_file(query, problem))?;
+    let mut sql = without_semicolon(&query.sql);
+    if let Some(repeating) = without_distinct(&sql)
+        && decoder.is_keyed()
+        && columns.iter().all(|(_, kind)| is_equal_by_bytes(kind))
+        && !compares_loosely(client).await?
+    {
+        decoder.remove_repeats();
+        sql = repeating;
+    }
 
     // The newline ends a comment on the query's last line.
-    let copy = format!("COPY (\n{}\n) TO STDOUT (FORMAT binary)", without_semicolon(&query.sql));
+    let copy = format!("COPY (\n{sql}\n) TO STDOUT (FORMAT binary)");
     let stream = client.copy_out(&copy).await.map_err(|error| failed(query, error))?;
     let mut stream = pin!(stream);
     let mut bytes = 0;
@@ -91,6 +103,14 @@ async fn copy_out(
     progress(decoder.rows(), bytes);
     decoder.check_end().map_err(|problem| in_file(query, problem))?;
     Ok(decoder)
+}
+
+/// Whether some texts of other bytes may be equal in this database: there are collations that say so only where somebody
+/// has made one. Which column has which is not asked.
+async fn compares_loosely(client: &Client) -> Result<bool> {
+    let loose = "SELECT EXISTS (SELECT FROM pg_collation WHERE NOT collisdeterministic)";
+    let row = client.query_one(loose, &[]).await.map_err(Error::postgres("looking for nondeterministic collations"))?;
+    Ok(row.get(0))
 }
 
 /// Names and types of the query's columns, as Postgres sees them.
@@ -129,19 +149,27 @@ fn in_file(query: &LookupQuery, problem: String) -> Error {
     Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
 }
 
-/// What the server says while the query runs. Its transaction is one that may only read, so complaints about the state of
-/// the transaction (class 25) are about the query, and not about a server that will take writes again in a while.
+/// What the server says while the query runs. What no waiting can mend is about the query; so are complaints about the state
+/// of the transaction (class 25), which is one that may only read, and not those of a server that will take writes again in
+/// a while.
 fn failed(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
-    match error.as_db_error() {
-        Some(db) if db.code().code().starts_with("25") => Error::Sql {
-            file: query.file.clone(),
-            line: None,
-            column: None,
-            problem: format!("Postgres says: {} (SQLSTATE {})", db.message(), db.code().code()),
-            remedy: "write a query that only reads, with functions that only read".into(),
-        },
-        _ => Error::Postgres { doing: format!("loading the lookup table {}", query.name), source: error },
-    }
+    let doing = format!("loading the lookup table {}", query.name);
+    let only_reads = error.code().is_some_and(|code| code.code().starts_with("25"));
+    let error = Error::Postgres { doing, source: error };
+    let Error::Postgres { source, .. } = &error else { return error };
+    let Some(db) = source.as_db_error().filter(|_| only_reads || error.action() == Action::Halt) else { return error };
+    let remedy = match (only_reads, db.hint()) {
+        (true, _) => "write a query that only reads, with functions that only read",
+        (false, Some(hint)) => hint,
+        (false, None) => "correct the query, or the rows that it stumbles over; it runs in Postgres, as the job's user",
+    };
+    let (problem, remedy) = (words(db), remedy.to_owned());
+    Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy }
+}
+
+fn words(db: &DbError) -> String {
+    let detail = db.detail().map_or_else(String::new, |detail| format!("; {detail}"));
+    format!("Postgres says: {} (SQLSTATE {}){detail}", db.message(), db.code().code())
 }
 
 /// What the server says about the query is the file's error; a broken connection is not.
@@ -153,65 +181,12 @@ fn refused(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
         return Error::Postgres { doing: format!("preparing {}", query.file.display()), source: error };
     };
     let (line, column) = line_and_column(&query.sql, *position as usize);
-    let mut problem = format!("Postgres says: {} (SQLSTATE {})", db.message(), db.code().code());
-    if let Some(detail) = db.detail() {
-        problem.push_str("; ");
-        problem.push_str(detail);
-    }
     let missing = matches!(db.code().code(), "42P01" | "3F000");
     let remedy = db.hint().unwrap_or(if missing {
         "correct the name, or create it: `dinnerbell init` runs the DDL in sql/postgres"
     } else {
         "correct the query; it runs in Postgres, as the job's user"
     });
-    let remedy = remedy.to_owned();
+    let (problem, remedy) = (words(db), remedy.to_owned());
     Error::Sql { file: query.file.clone(), line: Some(line), column: Some(column), problem, remedy }
-}
-
-/// Line and column, from 1, of the `position`th character, from 1.
-fn line_and_column(text: &str, position: usize) -> (u64, u64) {
-    let (mut line, mut column) = (1, 1);
-    for character in text.chars().take(position.saturating_sub(1)) {
-        if character == '\n' {
-            line += 1;
-            column = 1;
-        } else {
-            column += 1;
-        }
-    }
-    (line, column)
-}
-
-/// The query without the semicolon that may end it; one in a string or a comment is none.
-fn without_semicolon(sql: &str) -> String {
-    let Ok(tokens) = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location() else {
-        return sql.to_owned();
-    };
-    let last = tokens.iter().rev().find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
-    let Some(last) = last.filter(|token| token.token == Token::SemiColon) else { return sql.to_owned() };
-    let (line, column) = (last.span.start.line, last.span.start.column);
-    let mut lines: Vec<String> = sql.split('\n').map(str::to_owned).collect();
-    if let Some(text) = usize::try_from(line).ok().and_then(|line| lines.get_mut(line.wrapping_sub(1))) {
-        let at = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
-        *text = text.chars().enumerate().map(|(i, c)| if i == at && c == ';' { ' ' } else { c }).collect();
-    }
-    lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_last_semicolon_goes() {
-        assert_eq!(without_semicolon("SELECT ';' ; -- done;\n"), "SELECT ';'   -- done;\n");
-        assert_eq!(without_semicolon("SELECT 'é' AS \"a;\";"), "SELECT 'é' AS \"a;\" ");
-        assert_eq!(without_semicolon("SELECT 1 -- a;"), "SELECT 1 -- a;");
-    }
-
-    #[test]
-    fn positions_count_characters_from_one() {
-        assert_eq!(line_and_column("é\nab", 1), (1, 1));
-        assert_eq!(line_and_column("é\nab", 4), (2, 2));
-    }
 }

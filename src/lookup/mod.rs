@@ -1,8 +1,8 @@
 //! Lookup tables: results of Postgres queries, kept in memory and joined by key.
 //!
 //! What this promises: a run of the SQL sees one [`LookupSet`], whole and unchanging; a refresh replaces the set at
-//! once or not at all. What it does not do: merge rows or remove duplicates. The query's `DISTINCT` does that, in
-//! Postgres.
+//! once or not at all. A table has the rows that its query says, duplicates as well; where the query says `DISTINCT`, either
+//! Postgres removes them or [`distinct`] does, whichever is faster, to the same result.
 //!
 //! Plans that join a table by one equal column read it by index ([`optimizer_rules`]); all others scan it. What a plan
 //! joins by is known before a table is loaded ([`LookupKeys`]): it is loaded into the order of its key.
@@ -10,6 +10,7 @@
 mod bound;
 mod column;
 mod copy;
+mod distinct;
 mod index;
 mod join;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod load;
 mod probe;
 mod refresh;
 mod rule;
+mod sql;
 mod table;
 #[cfg(test)]
 mod tests;

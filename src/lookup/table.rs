@@ -25,9 +25,10 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_empty_array};
 use arrow::compute::concat;
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::common::{Result, exec_datafusion_err, exec_err};
+use datafusion::common::{Result, exec_datafusion_err, exec_err, internal_err};
 
 use super::column::{Column, Loaded, finish};
+use super::distinct::repeats;
 use super::index::{Key, KeyIndex, Keys, NO_KEY, each_key};
 use super::text::TextBuilder;
 use super::{BATCH_ROWS, NO_ROW};
@@ -99,6 +100,22 @@ impl LookupTable {
             return exec_err!("{rows} rows are too many for a lookup table");
         }
         Ok(Self::of(name.into(), schema, rows, finish(loaded)?))
+    }
+
+    /// The table with each of its rows once. It must have a key that it is in the order of; columns are compared as
+    /// [`super::distinct`] says.
+    pub(super) fn distinct(self) -> Result<Self> {
+        let Self { name, schema, rows, columns, indexes, .. } = self;
+        // They share the key's with its column, which is about to change.
+        drop(indexes);
+        let key = columns.iter().find_map(|column| if let Column::Key(index) = column { Some(index) } else { None });
+        let Some(index) = key else { return internal_err!("the lookup table {name} has no key") };
+        let repeats = repeats(&columns, index, rows as usize)?;
+        let columns = match repeats.is_empty() {
+            true => columns,
+            false => columns.into_iter().map(|column| column.without(&repeats)).collect::<Result<_>>()?,
+        };
+        Ok(Self::of(name, schema, rows as usize - repeats.len(), columns))
     }
 
     fn of(name: String, schema: SchemaRef, rows: usize, columns: Vec<Column>) -> Self {

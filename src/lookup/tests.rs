@@ -179,3 +179,58 @@ async fn texts_come_back_byte_for_byte_whatever_their_spelling() {
         assert_eq!(rows.into_iter().map(|(_, texts)| texts).collect::<Vec<_>>(), expected, "keys {keys:?}");
     }
 }
+
+/// The rows that came from Postgres, and those of the table, as text.
+async fn loaded(client: &Client, sql: &str, keys: &[usize]) -> (u64, Vec<String>) {
+    let mut came = 0;
+    let table = load(client, &query("t", sql), keys, |rows, _| came = rows).await.expect("it loads");
+    let table = Arc::new(table);
+    let batches: Vec<_> = table.scan().collect::<Result<_, _>>().expect("rows");
+    let mut rows: Vec<String> = arrow::util::pretty::pretty_format_batches(&batches)
+        .expect("text")
+        .to_string()
+        .lines()
+        .skip(3)
+        .filter(|line| line.starts_with('|'))
+        .map(str::to_owned)
+        .collect();
+    rows.sort();
+    assert_eq!(rows.len() as u64, table.rows);
+    (came, rows)
+}
+
+/// Of these rows Postgres sends those that are there several times as well, or not, and the table is the same.
+#[tokio::test]
+async fn a_distinct_has_the_same_rows_whoever_does_it() {
+    let TestDb { client, schema, .. } = &TestDb::start().await;
+    let ids = r#"ARRAY['0123e456-789a-bcde-f012-3456789abcde', '0123E456-789A-BCDE-F012-3456789ABCDE', 'a', 'a ', '',
+        'ресторан «У "Ё"»', NULL, '74657874-ffff-ffff-0000-000000000000']"#;
+    let fill = format!(
+        "CREATE TABLE t (a text, b varchar, n int, d date, x float8);
+         INSERT INTO t SELECT ({ids})[i % 8 + 1], ({ids})[i / 3 % 8 + 1], nullif(i % 3, 0), '2022-07-31'::date + i % 2, i % 2
+         FROM generate_series(1, 5000) i"
+    );
+    client.batch_execute(&fill).await.expect("a table");
+    let sql = "SELECT DISTINCT a, b, n, d FROM t";
+    // Without a key Postgres does it.
+    let (came, expected) = loaded(client, sql, &[]).await;
+    assert_eq!(came, expected.len() as u64);
+    assert!(came < 1_000);
+    for keys in [&[0][..], &[1, 0], &[2]] {
+        assert_eq!(loaded(client, sql, keys).await, (5_000, expected.clone()), "keys {keys:?}");
+    }
+    // Other types are compared otherwise than by their bytes, and what stands behind it is about the rows that are left.
+    for sql in ["SELECT DISTINCT a, b, n, d, x FROM t", "SELECT DISTINCT a, b, n, d FROM t LIMIT 1000000"] {
+        let (came, rows) = loaded(client, sql, &[0]).await;
+        assert_eq!(came, rows.len() as u64, "{sql}");
+    }
+    client
+        .batch_execute("CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+        .await
+        .expect("a collation");
+    let of_loose = loaded(client, "SELECT DISTINCT b COLLATE loose AS b FROM t", &[0]).await;
+    let of_others = loaded(client, sql, &[0]).await;
+    client.batch_execute(&format!("DROP COLLATION {schema}.loose")).await.expect("it goes");
+    assert_eq!((of_loose.0, of_loose.1.len()), (7, 7), "letters of both cases are equal to it");
+    assert_eq!(of_others, (expected.len() as u64, expected));
+}

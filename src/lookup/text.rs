@@ -82,6 +82,28 @@ impl TextColumn {
         cell
     }
 
+    /// The column without these rows, which are in ascending order, and without what only they needed.
+    pub(super) fn without(self, rows: &[u32]) -> TextColumn {
+        let TextColumn { mut cells, texts } = self;
+        let (mut gone, mut row) = (rows.iter().peekable(), 0);
+        cells.retain(|_| {
+            let stays = gone.next_if_eq(&&row).is_none();
+            row += 1;
+            stays
+        });
+        let (old, mut kept) = (TextColumn { cells: Vec::new(), texts }, TextBuilder::new());
+        for cell in &mut cells {
+            if cell.starts_with(&MARK)
+                && let Some(text) = old.text(*cell)
+            {
+                *cell = kept.cell_of(text);
+            }
+        }
+        let mut column = TextColumn { cells, texts: kept.column.texts };
+        column.shrink_to_fit();
+        column
+    }
+
     pub(super) fn shrink_to_fit(&mut self) {
         self.cells.shrink_to_fit();
         self.texts.shrink_to_fit();
@@ -188,6 +210,12 @@ impl TextBuilder {
 
     pub(super) fn push(&mut self, text: Option<Text<'_>>) {
         let Some(Text::Other(text)) = text else { return self.column.push(text) };
+        let cell = self.cell_of(text);
+        self.column.cells.push(cell);
+    }
+
+    /// The cell of `text`, which is now among the texts.
+    fn cell_of(&mut self, text: &str) -> Cell {
         if self.recent.is_empty() {
             self.recent.resize(RECENT, NULL);
         }
@@ -197,7 +225,7 @@ impl TextBuilder {
             cell = self.column.add(text);
             self.recent[place] = cell;
         }
-        self.column.cells.push(cell);
+        cell
     }
 
     /// The column, its rows put into `order` if there is one.
