@@ -94,10 +94,11 @@ pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<
     }
 }
 
-/// Who is in the group now: each member's id and host.
+/// Who is in the group now: each member's id and host. Every broker is asked, since each knows only the groups it
+/// coordinates; among several, one that cannot answer may go unnoticed, so nobody's rows may depend on the answer.
 ///
 /// # Errors
-/// [`Error::Kafka`] where the group's coordinator does not answer.
+/// [`Error::Kafka`] where no broker answers.
 pub fn group_members<C: ClientContext>(client: &Client<C>, group: &str) -> Result<Vec<String>> {
     let found = client
         .fetch_group_list(Some(group), CALL_TIMEOUT)

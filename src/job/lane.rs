@@ -241,7 +241,7 @@ impl Lane {
         let mut engine = match self.engine.take() {
             Some(engine) => engine,
             None => {
-                self.health.waiting(self.number, "the lookup tables are loading");
+                self.health.waiting(self.number, "waiting for the lookup tables");
                 // The first messages are fetched and decoded meanwhile.
                 tokio::select! {
                     engine = self.blueprint.engine(&self.lookups) => engine?,
@@ -271,7 +271,7 @@ impl Lane {
                 Some(Event::Cycle(cycle)) if cycle.reading == reading => {
                     // In a backlog the next cycle is assembled while this one is committed. Otherwise it is asked for after
                     // the commit: it would hold the first message that comes, and all others would wait for two commits.
-                    let ahead = cycle.full || std::mem::take(&mut more);
+                    let ahead = std::mem::take(&mut more) || cycle.full;
                     if ahead {
                         self.source.fetch();
                     }

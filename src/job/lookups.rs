@@ -17,11 +17,13 @@ use crate::telemetry::Health;
 /// What keeps the first load from ever working. A refresh that fails is told and tried again.
 pub async fn keep(config: Arc<Config>, lookups: Arc<Lookups>, health: Health, stop: CancellationToken) -> Result<()> {
     let connect = || postgres::connect(&config.postgres, "dinnerbell lookups");
-    let loaded = patiently(&health, || async { setup::load(&lookups, &connect().await?).await });
+    let load = || async { setup::load(&lookups, &connect().await?).await };
+    let loaded = patiently(load, |reason| health.lookups_waiting(reason));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         loaded = loaded => loaded?,
     }
+    health.lookups_ready();
     report(&health, &lookups.status());
     for empty in lookups.status().iter().filter(|table| table.rows == 0) {
         tracing::warn!(

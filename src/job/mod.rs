@@ -51,7 +51,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<()> {
 async fn ring(config: &Arc<Config>, mission: Mission, health: &Health, stop: &CancellationToken) -> Result<()> {
     let looked = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        looked = patiently(health, || look(config, &mission)) => looked?,
+        looked = patiently(|| look(config, &mission), |reason| health.all_waiting(reason)) => looked?,
     };
     let mut tasks = JoinSet::new();
     let lookups = Arc::new(Lookups::new(mission.files.lookups.clone(), looked.keys));
@@ -96,15 +96,22 @@ async fn open(
     lookups: &Lookups,
     health: &Health,
 ) -> Result<(Topics, Arc<Ledger>)> {
-    let opened = patiently(health, || async {
+    let opening = || async {
         let topics = setup::inspect_topics(config, brokers.clone()).await?;
         let ledger = setup::open_ledger(config, &topics).await?;
         Ok((topics, Arc::new(ledger)))
-    });
-    let opened = opened.await?;
+    };
+    let opened = patiently(opening, |reason| health.all_waiting(reason)).await?;
     // Lanes that join before they can work take partitions from those who do.
-    if setup::group_has_members(config, brokers).await {
-        lookups.current().await;
+    let joins_alone = async {
+        if setup::group_has_members(config, brokers).await {
+            tracing::info!("other members may be at work: this one joins the group once its lookup tables are there");
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        _ = lookups.current() => {}
+        () = joins_alone => {}
     }
     Ok(opened)
 }
@@ -146,11 +153,11 @@ fn start_lanes(
     Ok(())
 }
 
-/// Tries until it works, waiting for servers that are away.
+/// Tries until it works, waiting for servers that are away. `waiting` is told why, each time.
 ///
 /// # Errors
 /// What no waiting can mend.
-async fn patiently<T, F>(health: &Health, mut attempt: impl FnMut() -> F) -> Result<T>
+async fn patiently<T, F>(mut attempt: impl FnMut() -> F, waiting: impl Fn(&str)) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
@@ -162,14 +169,16 @@ where
         .build();
     let mut told = false;
     loop {
-        match attempt().await {
+        let error = match attempt().await {
             Ok(done) => return Ok(done),
             Err(error) if error.action() == Action::Halt => return Err(error),
-            Err(error) if !told => {
-                health.all_waiting(&error.to_string());
-                tracing::warn!("waiting to start: {error}; trying again with backoff until it works");
-            }
-            Err(error) => tracing::debug!("still waiting: {error}"),
+            Err(error) => error,
+        };
+        waiting(&error.to_string());
+        if told {
+            tracing::debug!("still waiting: {error}");
+        } else {
+            tracing::warn!("waiting to start: {error}; trying again with backoff until it works");
         }
         told = true;
         tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;

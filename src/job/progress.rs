@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+
+use crate::telemetry::logs;
 
 /// Between two log lines: 10 million rows take less than a minute.
 const LOG_EVERY: Duration = Duration::from_secs(5);
@@ -19,7 +21,7 @@ pub struct LoadProgress {
 impl LoadProgress {
     pub fn new() -> LoadProgress {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
+            let bar = logs::show_bar(ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear));
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
                 bar.set_style(style);
             }

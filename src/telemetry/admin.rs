@@ -114,6 +114,7 @@ mod tests {
 
         let answer = ask(address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(r#""status":"starting""#), "{answer}");
+        health.lookups_ready();
         health.working(0);
         assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         health.waiting(0, "Kafka is away");

@@ -1,4 +1,4 @@
-//! How each lane is doing, as the lanes say it and the admin port shows it.
+//! How the lanes and the lookup tables are doing, as they say it and the admin port shows it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,14 +28,19 @@ pub struct Health(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     lanes: Vec<(LaneStatus, Instant)>,
+    /// What the first load of the lookup tables waits for; `None` once they are there. Not a lane's status: lanes that
+    /// stand by need no tables, and those that work may not be told otherwise by the load.
+    loading: Option<String>,
+    /// When each lookup table was loaded.
     lookups: BTreeMap<String, Instant>,
 }
 
 impl Health {
-    /// All lanes are starting.
+    /// All lanes are starting, and no lookup table is there.
     pub fn new(lanes: usize) -> Self {
         let lanes = vec![(LaneStatus::Starting, Instant::now()); lanes];
-        Self(Arc::new(Mutex::new(State { lanes, lookups: BTreeMap::new() })))
+        let loading = Some("the lookup tables are loading".into());
+        Self(Arc::new(Mutex::new(State { lanes, loading, lookups: BTreeMap::new() })))
     }
 
     /// Lanes count from 0; one that does not exist is ignored.
@@ -65,6 +70,16 @@ impl Health {
         self.set(lane, LaneStatus::Stopped { reason: reason.into() });
     }
 
+    /// The first load of the lookup tables has failed, and will be tried again.
+    pub fn lookups_waiting(&self, reason: &str) {
+        self.lock().loading = Some(reason.to_string());
+    }
+
+    /// Every lookup table is there.
+    pub fn lookups_ready(&self) {
+        self.lock().loading = None;
+    }
+
     /// A lookup table was swapped in; its age counts from now.
     pub fn lookup_loaded(&self, lookup: &str, rows: usize) {
         self.lock().lookups.insert(lookup.to_string(), Instant::now());
@@ -77,12 +92,13 @@ impl Health {
         !self.lock().lanes.iter().any(|(status, _)| matches!(status, LaneStatus::Stopped { .. }))
     }
 
-    /// Whether every lane works.
+    /// Whether the lookup tables are there and every lane works.
     pub fn is_ready(&self) -> bool {
-        self.lock().lanes.iter().all(|(status, _)| *status == LaneStatus::Working)
+        let state = self.lock();
+        state.loading.is_none() && state.lanes.iter().all(|(status, _)| *status == LaneStatus::Working)
     }
 
-    /// The lanes, each with its status, for how long, and why; and the lookups' ages.
+    /// The lanes, each with its status, for how long, and why; what the lookup tables wait for, if they do, and their ages.
     pub fn to_json(&self) -> Value {
         let state = self.lock();
         let lane = |(number, (status, since)): (usize, &(LaneStatus, Instant))| {
@@ -101,7 +117,11 @@ impl Health {
         let lanes: Vec<Value> = state.lanes.iter().enumerate().map(lane).collect();
         let lookups: BTreeMap<&str, u64> =
             state.lookups.iter().map(|(name, loaded)| (name.as_str(), loaded.elapsed().as_secs())).collect();
-        json!({"lanes": lanes, "lookup_age_seconds": lookups})
+        let mut shown = json!({"lanes": lanes, "lookup_age_seconds": lookups});
+        if let Some(reason) = &state.loading {
+            shown["lookups"] = json!({"status": "loading", "reason": reason});
+        }
+        shown
     }
 
     /// Brings the ages of the lookups up to date in the metrics.
@@ -124,6 +144,7 @@ mod tests {
     #[test]
     fn ready_when_every_lane_works_and_alive_until_one_stops() {
         let health = Health::new(2);
+        health.lookups_ready();
         assert!(health.is_alive() && !health.is_ready());
         health.working(0);
         assert!(!health.is_ready());
@@ -141,5 +162,20 @@ mod tests {
                 {"lane": 1, "status": "waiting", "seconds": 0, "reason": "Postgres is away"},
             ])
         );
+    }
+
+    #[test]
+    fn not_ready_before_the_lookup_tables_are_there_and_says_why() {
+        let health = Health::new(1);
+        health.working(0);
+        assert!(!health.is_ready() && health.is_alive());
+        assert_eq!(
+            health.to_json()["lookups"],
+            json!({"status": "loading", "reason": "the lookup tables are loading"})
+        );
+        health.lookups_waiting("Postgres is away");
+        assert_eq!(health.to_json()["lookups"]["reason"], json!("Postgres is away"));
+        health.lookups_ready();
+        assert!(health.is_ready() && health.to_json().get("lookups").is_none());
     }
 }

@@ -1,7 +1,9 @@
 //! Logs on stderr: text on a terminal, one JSON object a line elsewhere. ERROR means that a person is needed.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
 
+use indicatif::{MultiProgress, ProgressBar};
 use tracing_subscriber::EnvFilter;
 
 use crate::{Error, Result};
@@ -24,18 +26,38 @@ pub fn init_with(default_filter: &str) -> Result<()> {
         problem: error.to_string(),
         remedy: "write a level, or levels by module: RUST_LOG=debug or RUST_LOG=info,dinnerbell::ledger=debug".into(),
     })?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let done = if std::io::stderr().is_terminal() {
-        logs.with_target(false).try_init()
+    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    let done = if io::stderr().is_terminal() {
+        logs.with_writer(|| AboveBars).with_target(false).try_init()
     } else {
-        logs.json().flatten_event(true).try_init()
+        logs.with_writer(io::stderr).json().flatten_event(true).try_init()
     };
     done.map_err(|error| Error::Halt { what: format!("cannot start logging: {error}"), remedy: String::new() })
 }
 
+/// What moves on the terminal. Log lines go above it.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Shows a bar on stderr, where it and the log lines leave each other whole.
+pub fn show_bar(bar: ProgressBar) -> ProgressBar {
+    BARS.add(bar)
+}
+
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 /// The last word of a process that failed: readable text, or a log line where logs are for machines.
 pub fn report(error: &Error) {
-    if !std::io::stderr().is_terminal() && tracing::dispatcher::has_been_set() {
+    if !io::stderr().is_terminal() && tracing::dispatcher::has_been_set() {
         tracing::error!(what_to_do = error.remedy(), "{error}");
     } else {
         eprintln!("{}", explain(error));
