@@ -43,6 +43,11 @@ pub fn message(n: usize, of: usize, active: bool) -> Message {
     Message::of(campaign.json()).partition((n % PARTITIONS) as i32)
 }
 
+/// The restaurant of campaign `n`: a prime step visits them all over the table, each of them once before any comes again.
+fn spread(n: usize, restaurants: usize) -> usize {
+    n * 7_919 % restaurants
+}
+
 impl Input {
     /// A workload's input at a scale.
     pub fn new(workload: Workload, scale: f64) -> Input {
@@ -57,10 +62,8 @@ impl Input {
     }
 
     fn even(campaigns: usize, restaurants: usize, subscribers: usize, max_messages: usize) -> Input {
-        // A prime step visits restaurants all over the table.
-        let of = |n: usize| n * 7_919 % restaurants;
         Input {
-            messages: (0..campaigns).map(|n| message(n, of(n), true)).collect(),
+            messages: (0..campaigns).map(|n| message(n, spread(n, restaurants), true)).collect(),
             subscribers: Subscribers::Each { restaurants, subscribers },
             rows: (campaigns * subscribers) as u64,
             max_messages,
@@ -71,7 +74,7 @@ impl Input {
         // The last message of each partition is active: the end of the work is then a row, and not a flush of progress.
         let active = |n: usize| n.is_multiple_of(10) || n + PARTITIONS >= campaigns;
         Input {
-            messages: (0..campaigns).map(|n| message(n, n, active(n))).collect(),
+            messages: (0..campaigns).map(|n| message(n, spread(n, campaigns), active(n))).collect(),
             subscribers: Subscribers::Each { restaurants: campaigns, subscribers: 1 },
             rows: (0..campaigns).filter(|&n| active(n)).count() as u64,
             max_messages: MAX_MESSAGES,

@@ -65,7 +65,7 @@ impl<'m> Rows<'m> {
 
     /// Appends the message if it is a plain one: never another row than [`Rows::append_strictly`] would.
     pub fn append_plain(&mut self, message: &'m [u8]) -> Option<()> {
-        let text = std::str::from_utf8(message).ok()?;
+        let text = simdutf8::basic::from_utf8(message).ok()?;
         self.whole(|rows| rows.read_plain(text).ok_or(())).ok()
     }
 

@@ -125,9 +125,9 @@ mod tests {
         // Each row is found by its key, and no other.
         let index = table.built_index(key).expect("an index");
         let probes = scanned.iter().map(|batch| index.find(batch.column(key)).expect("keys")).flatten();
-        for (row, number) in probes.enumerate() {
+        for (row, places) in probes.enumerate() {
             let keyed = (key == 0 && all[row].0.is_some()) || (key == 2 && all[row].2.is_some());
-            assert_eq!(number.map(|number| index.places(number).contains(&row)), keyed.then_some(true), "row {row}");
+            assert_eq!(places.map(|places| places.contains(&(row as u32))), keyed.then_some(true), "row {row}");
         }
         all
     }

@@ -38,7 +38,7 @@ pub(super) enum Key<'a> {
 }
 
 /// The keys of `array`, which is of a type that [`is_key_type`] knows, row by row.
-pub(super) fn each_key(array: &ArrayRef, mut key: impl FnMut(Option<Key<'_>>)) -> Result<()> {
+pub(super) fn each_key<'a>(array: &'a ArrayRef, mut key: impl FnMut(Option<Key<'a>>)) -> Result<()> {
     match array.data_type() {
         DataType::Utf8View => {
             array.as_string_view().iter().for_each(|text| key(text.map(|text| Key::Text(text.into()))));
@@ -103,6 +103,19 @@ impl Keys {
 
     fn find(&self, key: Key<'_>) -> Option<u32> {
         self.numbers.find((self.hash)(key), |&number| self.values.get(number) == Some(key)).copied()
+    }
+
+    /// As [`Keys::find`], of many keys: each step is taken for all of them before the next. What it reads lies all over a large
+    /// table, and a processor waits for many such places at once where none depends on another.
+    fn find_all(&self, keys: &[Option<Key<'_>>]) -> Vec<Option<u32>> {
+        let hashes: Vec<u64> = keys.iter().map(|key| key.map_or(0, self.hash)).collect();
+        let likely: Vec<Option<u32>> =
+            hashes.iter().map(|&hash| self.numbers.iter_hash(hash).next().copied()).collect();
+        let found = keys.iter().zip(likely).map(|(&key, likely)| {
+            let number = likely?;
+            if self.values.get(number) == key { Some(number) } else { self.find(key?) }
+        });
+        found.collect()
     }
 
     /// The number of `key`, a new one if it is new.
@@ -185,19 +198,21 @@ impl KeyIndex {
         (KeyIndex { keys, starts, rows: None }, rows)
     }
 
-    /// For each of `probes`, which are of the key's type: the number of the key that equals it.
-    pub(super) fn find(&self, probes: &ArrayRef) -> Result<Vec<Option<u32>>> {
+    /// For each of `probes`, which are of the key's type: where the rows of the key that equals it are listed, which is never
+    /// nowhere.
+    pub(super) fn find(&self, probes: &ArrayRef) -> Result<Vec<Option<Range<u32>>>> {
         if probes.data_type() != self.keys.data_type() {
             return exec_err!("the index is over {}, not {}", self.keys.data_type(), probes.data_type());
         }
-        let mut numbers = Vec::with_capacity(probes.len());
-        each_key(probes, |key| numbers.push(key.and_then(|key| self.keys.find(key))))?;
-        Ok(numbers)
+        let mut keys = Vec::with_capacity(probes.len());
+        each_key(probes, |key| keys.push(key))?;
+        let numbers = self.keys.find_all(&keys).into_iter();
+        Ok(numbers.map(|number| number.map(|number| self.places(number))).collect())
     }
 
-    /// Where the rows of the key `number` are listed: never none.
-    pub(super) fn places(&self, number: u32) -> Range<usize> {
-        self.starts[number as usize] as usize..self.starts[number as usize + 1] as usize
+    /// Where the rows of the key `number` are listed.
+    fn places(&self, number: u32) -> Range<u32> {
+        self.starts[number as usize]..self.starts[number as usize + 1]
     }
 
     /// Of a table that stands in this index's order and has so many rows: those of each key, and at last those without.
@@ -217,10 +232,10 @@ impl KeyIndex {
     }
 
     /// Adds the rows at `places` to `rows`.
-    pub(super) fn list(&self, places: Range<usize>, rows: &mut Vec<u32>) {
+    pub(super) fn list(&self, places: Range<u32>, rows: &mut Vec<u32>) {
         match &self.rows {
-            Some(listed) => rows.extend_from_slice(&listed[places]),
-            None => rows.extend(places.start as u32..places.end as u32),
+            Some(listed) => rows.extend_from_slice(&listed[places.start as usize..places.end as usize]),
+            None => rows.extend(places),
         }
     }
 
@@ -228,7 +243,7 @@ impl KeyIndex {
     pub(super) fn gather(&self, rows: &[u32]) -> Result<ArrayRef> {
         let (mut number, mut places) = (NO_KEY, 0..0);
         let numbers = rows.iter().map(|&row| {
-            if !places.contains(&(row as usize)) {
+            if !places.contains(&row) {
                 let place = self.starts.partition_point(|&start| start <= row);
                 (number, places) = match place == self.starts.len() {
                     true => (NO_KEY, 0..0),
@@ -296,12 +311,12 @@ mod tests {
     }
 
     fn found(index: &KeyIndex, probes: &ArrayRef) -> Vec<Option<Vec<u32>>> {
-        let rows = |number| {
+        let rows = |places| {
             let mut rows = Vec::new();
-            index.list(index.places(number), &mut rows);
+            index.list(places, &mut rows);
             rows
         };
-        index.find(probes).expect("numbers").into_iter().map(|number| number.map(rows)).collect()
+        index.find(probes).expect("places").into_iter().map(|places| places.map(rows)).collect()
     }
 
     /// What is found of `probes`, as rows of `column`, by both kinds of index.

@@ -1,5 +1,6 @@
 //! One run of a lookup join: input batches in, at most `batch_rows` rows out at a time, however many rows a key has.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
@@ -39,11 +40,11 @@ pub(super) struct Probe {
 /// The input batch at work and how far it has come.
 struct Current {
     batch: RecordBatch,
-    /// By row: the number of its key.
-    keys: Vec<Option<u32>>,
+    /// By row: where the lookup rows of its key are listed.
+    places: Vec<Option<Range<u32>>>,
     row: usize,
     /// How many of the row's lookup rows are out already.
-    taken: usize,
+    taken: u32,
 }
 
 /// Rows of the next output batch: of the input, and of the lookup table where its columns are wanted.
@@ -80,8 +81,8 @@ impl Probe {
             }
             let Some(batch) = self.input.try_next().await? else { return Ok(None) };
             let _timer = self.output.elapsed_compute().timer();
-            let keys = self.index.find(batch.column(self.shape.key))?;
-            self.current = Some(Current { batch, keys, row: 0, taken: 0 });
+            let places = self.index.find(batch.column(self.shape.key))?;
+            self.current = Some(Current { batch, places, row: 0, taken: 0 });
         }
     }
 }
@@ -91,15 +92,15 @@ impl Current {
     fn pick(&mut self, index: &KeyIndex, kind: Kind, limit: usize) -> Picked {
         let mut picked = Picked::default();
         while picked.input.len() < limit
-            && let Some(&key) = self.keys.get(self.row)
+            && let Some(places) = self.places.get(self.row)
         {
             let row = self.row as u32;
-            match (kind, key) {
-                (Kind::Inner | Kind::Outer, Some(key)) => {
-                    let all = index.places(key);
+            match (kind, places) {
+                (Kind::Inner | Kind::Outer, Some(all)) => {
+                    let room = u32::try_from(limit - picked.input.len()).unwrap_or(u32::MAX);
                     let from = all.start + self.taken;
-                    let to = all.end.min(from + limit - picked.input.len());
-                    picked.input.extend(std::iter::repeat_n(row, to - from));
+                    let to = all.end.min(from.saturating_add(room));
+                    picked.input.extend(std::iter::repeat_n(row, (to - from) as usize));
                     index.list(from..to, &mut picked.lookup);
                     if to < all.end {
                         self.taken = to - all.start;
