@@ -220,3 +220,17 @@ impl Strings {
         if self.escaped.is_empty() { [self.arena].into() } else { [self.arena, Buffer::from_vec(self.escaped)].into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_arrow_s_own() {
+        let text = "0123456789abcdef".repeat(3);
+        for len in 0..text.len() {
+            let text = &text.as_bytes()[..len];
+            assert_eq!(view(text, 3, 0x0102_0304), make_view(text, 3, 0x0102_0304), "{len} bytes");
+        }
+    }
+}

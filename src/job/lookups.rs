@@ -18,6 +18,7 @@ use crate::telemetry::Health;
 pub async fn keep(config: Arc<Config>, lookups: Arc<Lookups>, health: Health, stop: CancellationToken) -> Result<()> {
     let connect = || postgres::connect(&config.postgres, "dinnerbell lookups");
     let load = || async { setup::load(&lookups, &connect().await?).await };
+    health.lookups_waiting("the lookup tables are loading");
     let loaded = patiently(load, |reason| health.lookups_waiting(reason));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),

@@ -103,7 +103,7 @@ async fn open(
     };
     let opened = patiently(opening, |reason| health.all_waiting(reason)).await?;
     // Lanes that join before they can work take partitions from those who do.
-    let joins_alone = async {
+    let nobody_else = async {
         if setup::group_has_members(config, brokers).await {
             tracing::info!("other members may be at work: this one joins the group once its lookup tables are there");
             std::future::pending().await
@@ -111,7 +111,7 @@ async fn open(
     };
     tokio::select! {
         _ = lookups.current() => {}
-        () = joins_alone => {}
+        () = nobody_else => {}
     }
     Ok(opened)
 }

@@ -42,10 +42,8 @@ impl LoadProgress {
         }
     }
 
+    /// All is there.
     pub fn end(self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
         let (lookup, rows, bytes) = &self.last;
         if !lookup.is_empty() {
             tracing::info!(lookup, rows, bytes, seconds = self.began.elapsed().as_secs_f64(), "lookups loaded");

@@ -295,9 +295,9 @@ pub async fn load_lookups(mission: &Mission, postgres: &Connection, keys: Lookup
 /// The first load, shown to whoever waits for it.
 pub async fn load(lookups: &Lookups, postgres: &Connection) -> Result<()> {
     let mut progress = LoadProgress::new();
-    let loaded = lookups.load(postgres, |name, rows, bytes| progress.show(name, rows, bytes)).await;
+    lookups.load(postgres, |name, rows, bytes| progress.show(name, rows, bytes)).await?;
     progress.end();
-    loaded
+    Ok(())
 }
 
 /// Opens the ledger, and registers all partitions at once at the first start of this group on this topic: from then on it

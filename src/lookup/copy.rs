@@ -6,15 +6,17 @@
 
 use std::sync::Arc;
 
+use arrow::array::AsArray;
 use arrow::array::builder::{
     ArrayBuilder, BooleanBuilder, Date32Builder, Float32Builder, Float64Builder, Int16Builder, Int32Builder,
     Int64Builder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use datafusion::common::Result as EngineResult;
+use datafusion::common::{Result as EngineResult, internal_err};
 use tokio_postgres::types::Type;
 
-use super::column::Loaded;
+use super::column::{self, Loaded, finish};
+use super::distinct::once;
 use super::index::{Key, Keys, NO_KEY, is_key_type};
 use super::table::LookupTable;
 use super::text::{Text, TextBuilder};
@@ -71,9 +73,14 @@ pub(super) struct CopyDecoder {
     header_read: bool,
     trailer_read: bool,
     rows: u64,
-    /// Whether rows that are there several times are to be kept once.
-    distinct: bool,
+    held: usize,
+    /// Whether rows that are there several times are to be kept once, and with how many rows held they are looked for.
+    distinct: Option<usize>,
 }
+
+/// Rows that are held however many of them repeat. Beyond it repeats are looked for once there are twice as many rows as were
+/// left the last time: loading never needs more than twice the room of the result, and each row is looked at about twice.
+pub(super) const SOME_ROWS: usize = 1_000_000;
 
 /// The Arrow columns of `columns`, which have names and Postgres types.
 pub(super) fn arrow_schema(columns: &[(String, Type)]) -> Result<SchemaRef, String> {
@@ -94,8 +101,16 @@ impl CopyDecoder {
             Ok(Column { name: name.clone(), values: Values::new(kind, field.data_type(), is_key)? })
         });
         let columns = values.collect::<Result<_, String>>()?;
-        let [header_read, trailer_read, distinct] = [false; 3];
-        Ok(Self { schema, columns, rest: Vec::new(), header_read, trailer_read, rows: 0, distinct })
+        Ok(Self {
+            schema,
+            columns,
+            rest: Vec::new(),
+            header_read: false,
+            trailer_read: false,
+            rows: 0,
+            held: 0,
+            distinct: None,
+        })
     }
 
     /// Whether one column is the key that was asked for.
@@ -103,10 +118,10 @@ impl CopyDecoder {
         self.columns.iter().any(|column| matches!(column.values, Values::Key { .. }))
     }
 
-    /// From now on: of rows that are there several times, one is kept. For a table with a key, of columns that are
-    /// [`is_equal_by_bytes`].
-    pub(super) fn remove_repeats(&mut self) {
-        self.distinct = true;
+    /// Of rows that are there several times, one is kept: looked for at the end, and before whenever there are `rows` of them
+    /// and twice as many as were left the last time. For a table with a key, of columns that are [`is_equal_by_bytes`].
+    pub(super) fn remove_repeats(&mut self, rows: usize) {
+        self.distinct = Some(rows);
     }
 
     /// Rows that came.
@@ -137,11 +152,33 @@ impl CopyDecoder {
         }
     }
 
-    /// The table of the rows that came. Takes half a second for some ten million of them.
-    pub(super) fn table(self, name: &str) -> EngineResult<LookupTable> {
-        let loaded = self.columns.into_iter().map(|column| column.values.finish()).collect();
-        let table = LookupTable::of_columns(name, self.schema, self.rows as usize, loaded)?;
-        if self.distinct { table.distinct() } else { Ok(table) }
+    /// The table of the rows that came. Takes half a second for some ten million of them, and as long again where repeats are
+    /// looked for.
+    pub(super) fn table(mut self, name: &str) -> EngineResult<LookupTable> {
+        let columns = self.take_columns()?;
+        LookupTable::of_columns(name, self.schema, self.held, columns)
+    }
+
+    /// The columns of the rows held, in the order of the key if there is one, and without repeats if they are not wanted.
+    fn take_columns(&mut self) -> EngineResult<Vec<column::Column>> {
+        let loaded = self.columns.iter_mut().map(|column| column.values.take()).collect::<EngineResult<_>>()?;
+        let columns = finish(loaded)?;
+        if self.distinct.is_none() {
+            return Ok(columns);
+        }
+        let (columns, rows) = once(columns, self.held)?;
+        self.held = rows;
+        Ok(columns)
+    }
+
+    /// Lets go of repeats, and goes on behind the rows that are left.
+    fn compact(&mut self) -> EngineResult<()> {
+        let columns = self.take_columns()?;
+        for (column, kept) in self.columns.iter_mut().zip(columns) {
+            column.values.go_on(kept, self.held)?;
+        }
+        self.distinct = self.distinct.map(|rows| rows.max(2 * self.held));
+        Ok(())
     }
 
     /// Decodes what is whole in `bytes` and says how many bytes that was.
@@ -190,6 +227,10 @@ impl CopyDecoder {
                 .map_err(|problem| format!("column {}, row {}: {problem}", column.name, self.rows + 1))?;
         }
         self.rows += 1;
+        self.held += 1;
+        if self.distinct == Some(self.held) {
+            self.compact().map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 }
@@ -319,19 +360,47 @@ impl Values {
         Ok(())
     }
 
-    fn finish(self) -> Loaded {
-        Loaded::Array(match self {
-            Values::Text { texts, .. } => return Loaded::Text(texts),
-            Values::Key { keys, numbers, .. } => return Loaded::Key(keys, numbers),
-            Values::Int16(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Int32(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Int64(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Float32(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Float64(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Bool(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Date(mut builder) => ArrayBuilder::finish(&mut builder),
-            Values::Timestamp(mut builder) => ArrayBuilder::finish(&mut builder),
-        })
+    /// The values so far; none are left.
+    fn take(&mut self) -> EngineResult<Loaded> {
+        Ok(Loaded::Array(match self {
+            Values::Text { texts, .. } => return Ok(Loaded::Text(std::mem::replace(texts, TextBuilder::new()))),
+            Values::Key { keys, numbers, .. } => {
+                let none = Keys::new(keys.data_type())?;
+                return Ok(Loaded::Key(std::mem::replace(keys, none), std::mem::take(numbers)));
+            }
+            Values::Int16(builder) => ArrayBuilder::finish(builder),
+            Values::Int32(builder) => ArrayBuilder::finish(builder),
+            Values::Int64(builder) => ArrayBuilder::finish(builder),
+            Values::Float32(builder) => ArrayBuilder::finish(builder),
+            Values::Float64(builder) => ArrayBuilder::finish(builder),
+            Values::Bool(builder) => ArrayBuilder::finish(builder),
+            Values::Date(builder) => ArrayBuilder::finish(builder),
+            Values::Timestamp(builder) => ArrayBuilder::finish(builder),
+        }))
+    }
+
+    /// Goes on behind the `rows` rows of `column`, which was made of these values; there must be none here.
+    fn go_on(&mut self, column: column::Column, rows: usize) -> EngineResult<()> {
+        match (self, column) {
+            (Values::Text { texts, .. }, column::Column::Text(column)) => *texts = TextBuilder::of(column),
+            (Values::Key { keys, numbers, .. }, column::Column::Key(index)) => {
+                let Some(index) = Arc::into_inner(index) else { return internal_err!("the index is in use already") };
+                (*keys, *numbers) = index.into_numbers(rows);
+            }
+            (values, column::Column::Array(array)) => match values {
+                Values::Int16(builder) => builder.append_array(array.as_primitive()),
+                Values::Int32(builder) => builder.append_array(array.as_primitive()),
+                Values::Int64(builder) => builder.append_array(array.as_primitive()),
+                Values::Float32(builder) => builder.append_array(array.as_primitive()),
+                Values::Float64(builder) => builder.append_array(array.as_primitive()),
+                Values::Bool(builder) => builder.append_array(array.as_boolean()),
+                Values::Date(builder) => builder.append_array(array.as_primitive()),
+                Values::Timestamp(builder) => builder.append_array(array.as_primitive()),
+                Values::Text { .. } | Values::Key { .. } => return internal_err!("an array of texts"),
+            },
+            _ => return internal_err!("a column of another kind"),
+        }
+        Ok(())
     }
 }
 

@@ -11,24 +11,30 @@ use std::ops::Range;
 
 use arrow::array::{ArrayRef, DynComparator, make_comparator};
 use arrow::compute::SortOptions;
-use datafusion::common::Result;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
+use datafusion::common::{Result, internal_err};
 use hashbrown::HashTable;
 
 use super::column::Column;
-use super::index::KeyIndex;
 use super::text::TextColumn;
 
-/// The rows, in ascending order, that equal an earlier one. `columns` have `rows` rows each, in the order of `index`,
-/// the one that is the key among them.
-pub(super) fn repeats(columns: &[Column], index: &KeyIndex, rows: usize) -> Result<Vec<u32>> {
-    let compared = Compared::new(columns, rows)?;
+/// The columns with each of their `rows` rows once, and how many are left. One column must be the key whose order they are
+/// in.
+pub(super) fn once(columns: Vec<Column>, rows: usize) -> Result<(Vec<Column>, usize)> {
+    let key = columns.iter().find_map(|column| if let Column::Key(index) = column { Some(index) } else { None });
+    let Some(index) = key else { return internal_err!("repeats are looked for among the rows of a key") };
+    let compared = Compared::new(&columns, rows)?;
     let mut repeats = Vec::new();
-    for group in index.groups(rows).filter(|group| group.len() > 1) {
-        compared.find_repeats(group, &mut repeats);
+    index.groups(rows).for_each(|group| compared.find_repeats(group, &mut repeats));
+    if repeats.is_empty() {
+        return Ok((columns, rows));
     }
-    Ok(repeats)
+    let columns = columns.into_iter().map(|column| column.without(&repeats)).collect::<Result<_>>()?;
+    Ok((columns, rows - repeats.len()))
 }
+
+/// Up to so many rows are compared with each other; a table of their hashes would cost more.
+const FEW: usize = 8;
 
 /// All columns but the key.
 struct Compared<'a> {
@@ -57,7 +63,13 @@ impl<'a> Compared<'a> {
         Ok(Compared { texts, arrays, array_hashes, hash })
     }
 
+    /// Adds those rows of `group`, in ascending order, that equal an earlier one.
     fn find_repeats(&self, group: Range<usize>, repeats: &mut Vec<u32>) {
+        if group.len() <= FEW {
+            let repeated = |row: &usize| (group.start..*row).any(|other| self.are_equal(*row, other));
+            repeats.extend(group.clone().filter(repeated).map(|row| row as u32));
+            return;
+        }
         let mut seen: HashTable<u32> = HashTable::with_capacity(group.len());
         for row in group {
             let hash = self.hash_of(row);
@@ -79,79 +91,5 @@ impl<'a> Compared<'a> {
     fn are_equal(&self, one: usize, other: usize) -> bool {
         self.texts.iter().all(|texts| texts.get(one) == texts.get(other))
             && self.arrays.iter().all(|compare| compare(one, other) == Ordering::Equal)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::sync::Arc;
-
-    use arrow::array::{Array, ArrayRef, AsArray, Int32Array, RecordBatch, StringViewArray};
-    use arrow::compute::concat_batches;
-    use arrow::datatypes::{DataType, Field, Int32Type, Schema};
-    use proptest::prelude::*;
-
-    use super::super::table::LookupTable;
-
-    type Row = (Option<String>, Option<String>, Option<i32>);
-
-    fn rows_of(batch: &RecordBatch) -> Vec<Row> {
-        let text = |column: usize, row: usize| {
-            let texts = batch.column(column).as_string_view();
-            texts.is_valid(row).then(|| texts.value(row).to_owned())
-        };
-        let numbers = batch.column(2).as_primitive::<Int32Type>();
-        let number = |row: usize| numbers.is_valid(row).then(|| numbers.value(row));
-        (0..batch.num_rows()).map(|row| (text(0, row), text(1, row), number(row))).collect()
-    }
-
-    fn table(rows: &[Row], key: usize) -> Vec<Row> {
-        let schema = Arc::new(Schema::new(vec![
-            Field::new("a", DataType::Utf8View, true),
-            Field::new("b", DataType::Utf8View, true),
-            Field::new("n", DataType::Int32, true),
-        ]));
-        let texts =
-            |of: fn(&Row) -> Option<&str>| -> ArrayRef { Arc::new(StringViewArray::from_iter(rows.iter().map(of))) };
-        let numbers: ArrayRef = Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.2)));
-        let columns = vec![texts(|row| row.0.as_deref()), texts(|row| row.1.as_deref()), numbers];
-        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("a batch");
-        let table = LookupTable::new("t", Arc::clone(&schema), vec![batch], Some(key)).expect("a table");
-        let table = Arc::new(table.distinct().expect("a table"));
-        let scanned: Vec<_> = table.scan().collect::<Result<_, _>>().expect("rows");
-        let all = rows_of(&concat_batches(&schema, &scanned).expect("one schema"));
-        assert_eq!(all.len() as u64, table.rows);
-        // Each row is found by its key, and no other.
-        let index = table.built_index(key).expect("an index");
-        let probes = scanned.iter().map(|batch| index.find(batch.column(key)).expect("keys")).flatten();
-        for (row, places) in probes.enumerate() {
-            let keyed = (key == 0 && all[row].0.is_some()) || (key == 2 && all[row].2.is_some());
-            assert_eq!(places.map(|places| places.contains(&(row as u32))), keyed.then_some(true), "row {row}");
-        }
-        all
-    }
-
-    fn once(rows: &[Row]) -> Vec<Row> {
-        let mut seen = HashSet::new();
-        rows.iter().filter(|row| seen.insert(*row)).cloned().collect()
-    }
-
-    fn any_row() -> impl Strategy<Value = Row> {
-        let ids = ["0123e456-789a-bcde-f012-3456789abcde", "74657874-ffff-ffff-0000-000000000000", "a", "", "an other"];
-        let text = move || proptest::option::of(proptest::sample::select(ids.map(str::to_owned).to_vec()));
-        (text(), text(), proptest::option::of(0..3i32))
-    }
-
-    proptest! {
-        #[test]
-        fn every_row_is_there_once(rows in proptest::collection::vec(any_row(), 0..200), key in prop_oneof![Just(0), Just(2)]) {
-            let (mut found, mut expected) = (table(&rows, key), once(&rows));
-            // The rows of one key stand in the order in which they came.
-            let keyed = |row: &Row| if key == 0 { row.0.clone() } else { row.2.map(|number| number.to_string()) };
-            found.sort_by_key(keyed);
-            expected.sort_by_key(keyed);
-            prop_assert_eq!(found, expected);
-        }
     }
 }

@@ -218,7 +218,7 @@ impl KeyIndex {
     /// Of a table that stands in this index's order and has so many rows: those of each key, and at last those without.
     pub(super) fn groups(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         let keyed = self.starts.windows(2).map(|ends| ends[0] as usize..ends[1] as usize);
-        keyed.chain([self.keyed_rows()..rows])
+        keyed.chain(std::iter::once(self.keyed_rows()..rows))
     }
 
     /// The index once these rows, in ascending order, have left the table that stands in its order. A key keeps one.
@@ -229,6 +229,16 @@ impl KeyIndex {
             *start -= gone as u32;
         }
         self
+    }
+
+    /// The keys, and the number of each row's, of a table that stands in this index's order and has so many rows.
+    pub(super) fn into_numbers(self, rows: usize) -> (Keys, Vec<u32>) {
+        let mut numbers = Vec::with_capacity(rows);
+        for (number, ends) in (0..).zip(self.starts.windows(2)) {
+            numbers.resize(ends[1] as usize, number);
+        }
+        numbers.resize(rows, NO_KEY);
+        (self.keys, numbers)
     }
 
     /// Adds the rows at `places` to `rows`.

@@ -12,10 +12,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::types::Type;
 
-use super::copy::{CopyDecoder, arrow_schema, arrow_type, is_equal_by_bytes};
+use super::copy::{CopyDecoder, SOME_ROWS, arrow_schema, arrow_type, is_equal_by_bytes};
 use super::sql::{line_and_column, without_distinct, without_semicolon};
 use super::table::LookupTable;
-use crate::error::Action;
 use crate::{Error, Result};
 
 /// One file of `lookups/`: the query that Postgres runs to fill the lookup table `name`.
@@ -82,7 +81,8 @@ async fn copy_out(
         && columns.iter().all(|(_, kind)| is_equal_by_bytes(kind))
         && !compares_loosely(client).await?
     {
-        decoder.remove_repeats();
+        decoder.remove_repeats(SOME_ROWS);
+        tracing::debug!(lookup = query.name, "its DISTINCT is done by the job");
         sql = repeating;
     }
 
@@ -149,22 +149,22 @@ fn in_file(query: &LookupQuery, problem: String) -> Error {
     Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
 }
 
-/// What the server says while the query runs. What no waiting can mend is about the query; so are complaints about the state
-/// of the transaction (class 25), which is one that may only read, and not those of a server that will take writes again in
-/// a while.
+/// What the server says while the query runs. Its transaction is one that may only read, so complaints about the state of
+/// the transaction (class 25) are about the query, and not about a server that will take writes again in a while.
 fn failed(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
-    let doing = format!("loading the lookup table {}", query.name);
-    let only_reads = error.code().is_some_and(|code| code.code().starts_with("25"));
-    let error = Error::Postgres { doing, source: error };
-    let Error::Postgres { source, .. } = &error else { return error };
-    let Some(db) = source.as_db_error().filter(|_| only_reads || error.action() == Action::Halt) else { return error };
-    let remedy = match (only_reads, db.hint()) {
-        (true, _) => "write a query that only reads, with functions that only read",
-        (false, Some(hint)) => hint,
-        (false, None) => "correct the query, or the rows that it stumbles over; it runs in Postgres, as the job's user",
-    };
-    let (problem, remedy) = (words(db), remedy.to_owned());
-    Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy }
+    match error.as_db_error() {
+        Some(db) if db.code().code().starts_with("25") => Error::Sql {
+            file: query.file.clone(),
+            line: None,
+            column: None,
+            problem: words(db),
+            remedy: "write a query that only reads, with functions that only read".into(),
+        },
+        _ => {
+            let doing = format!("loading the lookup table {} by {}", query.name, query.file.display());
+            Error::Postgres { doing, source: error }
+        }
+    }
 }
 
 fn words(db: &DbError) -> String {

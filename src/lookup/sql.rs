@@ -1,5 +1,5 @@
-//! The text of a lookup query: places in it, and what of it is sent. What is left out leaves blanks behind, so that
-//! Postgres's positions stay those of the file.
+//! The text of a lookup query: places in it, and what of it is sent. What is left out leaves blanks behind, so that all else
+//! stays where it is.
 
 use datafusion::sql::sqlparser::ast::{Distinct, Query, Select, SetExpr, Statement};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
@@ -96,6 +96,15 @@ mod tests {
             (
                 "WITH x AS (SELECT DISTINCT a FROM t) SELECT DISTINCT a FROM x",
                 "WITH x AS (SELECT DISTINCT a FROM t) SELECT          a FROM x",
+            ),
+            ("\tSELECT\r\n\tDISTINCT a\r\nFROM t\r\n", "\tSELECT\r\n\t         a\r\nFROM t\r\n"),
+            (
+                "/* /* SELECT DISTINCT */ */ SELECT DISTINCT 'ü' AS a",
+                "/* /* SELECT DISTINCT */ */ SELECT          'ü' AS a",
+            ),
+            (
+                "SELECT /* $$ */ DISTINCT $$DISTINCT$$ AS a, E'\\' DISTINCT' AS \"DISTINCT\"",
+                "SELECT /* $$ */          $$DISTINCT$$ AS a, E'\\' DISTINCT' AS \"DISTINCT\"",
             ),
             (
                 "SELECT DISTINCT a, count(DISTINCT b) FROM t GROUP BY a",

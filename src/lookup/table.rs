@@ -25,10 +25,9 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_empty_array};
 use arrow::compute::concat;
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::common::{Result, exec_datafusion_err, exec_err, internal_err};
+use datafusion::common::{Result, exec_datafusion_err, exec_err};
 
 use super::column::{Column, Loaded, finish};
-use super::distinct::repeats;
 use super::index::{Key, KeyIndex, Keys, NO_KEY, each_key};
 use super::text::TextBuilder;
 use super::{BATCH_ROWS, NO_ROW};
@@ -80,7 +79,7 @@ impl LookupTable {
             })
         };
         let loaded = (0..schema.fields().len()).map(load).collect::<Result<_>>()?;
-        Self::of_columns(name, Arc::clone(&schema), rows, loaded)
+        Self::of_columns(name, Arc::clone(&schema), rows, finish(loaded)?)
     }
 
     /// A table that knows its columns and has no rows.
@@ -89,33 +88,17 @@ impl LookupTable {
         Self::of(name.into(), Arc::clone(&schema), 0, columns.collect())
     }
 
-    /// Puts `loaded`, columns of `schema` with `rows` rows each, into the order of the key among them.
+    /// Of columns of `schema` with `rows` rows each, in the order of the key if there is one among them.
     pub(super) fn of_columns(
         name: impl Into<String>,
         schema: SchemaRef,
         rows: usize,
-        loaded: Vec<Loaded>,
+        columns: Vec<Column>,
     ) -> Result<Self> {
         if rows >= NO_ROW as usize {
             return exec_err!("{rows} rows are too many for a lookup table");
         }
-        Ok(Self::of(name.into(), schema, rows, finish(loaded)?))
-    }
-
-    /// The table with each of its rows once. It must have a key that it is in the order of; columns are compared as
-    /// [`super::distinct`] says.
-    pub(super) fn distinct(self) -> Result<Self> {
-        let Self { name, schema, rows, columns, indexes, .. } = self;
-        // They share the key's with its column, which is about to change.
-        drop(indexes);
-        let key = columns.iter().find_map(|column| if let Column::Key(index) = column { Some(index) } else { None });
-        let Some(index) = key else { return internal_err!("the lookup table {name} has no key") };
-        let repeats = repeats(&columns, index, rows as usize)?;
-        let columns = match repeats.is_empty() {
-            true => columns,
-            false => columns.into_iter().map(|column| column.without(&repeats)).collect::<Result<_>>()?,
-        };
-        Ok(Self::of(name, schema, rows as usize - repeats.len(), columns))
+        Ok(Self::of(name.into(), schema, rows, columns))
     }
 
     fn of(name: String, schema: SchemaRef, rows: usize, columns: Vec<Column>) -> Self {

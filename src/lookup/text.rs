@@ -38,6 +38,12 @@ impl<'a> From<&'a str> for Text<'a> {
     }
 }
 
+/// Where the text of a cell stands; `None` for an id and for null.
+fn place(cell: Cell) -> Option<u64> {
+    let [.., p0, p1, p2, p3, p4, p5, p6, p7] = cell;
+    (cell.starts_with(&MARK) && cell != NULL).then(|| u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]))
+}
+
 #[derive(Debug, Default)]
 pub(super) struct TextColumn {
     cells: Vec<Cell>,
@@ -57,9 +63,9 @@ impl TextColumn {
 
     /// The text of a cell that has the mark.
     fn text(&self, cell: Cell) -> Option<&str> {
-        let [_, _, _, _, len @ .., p0, p1, p2, p3, p4, p5, p6, p7] = cell;
-        let place = u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]) as usize;
-        (cell != NULL).then(|| &self.texts[place..place + u32::from_le_bytes(len) as usize])
+        let [_, _, _, _, len @ .., _, _, _, _, _, _, _, _] = cell;
+        let place = place(cell)? as usize;
+        Some(&self.texts[place..place + u32::from_le_bytes(len) as usize])
     }
 
     pub(super) fn push(&mut self, text: Option<Text<'_>>) {
@@ -82,26 +88,38 @@ impl TextColumn {
         cell
     }
 
-    /// The column without these rows, which are in ascending order, and without what only they needed.
-    pub(super) fn without(self, rows: &[u32]) -> TextColumn {
-        let TextColumn { mut cells, texts } = self;
+    /// The column without these rows, which are in ascending order.
+    pub(super) fn without(mut self, rows: &[u32]) -> TextColumn {
+        let before = self.cells.len();
         let (mut gone, mut row) = (rows.iter().peekable(), 0);
-        cells.retain(|_| {
+        self.cells.retain(|_| {
             let stays = gone.next_if_eq(&&row).is_none();
             row += 1;
             stays
         });
-        let (old, mut kept) = (TextColumn { cells: Vec::new(), texts }, TextBuilder::new());
-        for cell in &mut cells {
-            if cell.starts_with(&MARK)
-                && let Some(text) = old.text(*cell)
-            {
-                *cell = kept.cell_of(text);
-            }
+        // What is left of a few rows is not worth the room that it takes to look for it.
+        if rows.len() > before / 4 {
+            self.drop_unused_texts();
         }
-        let mut column = TextColumn { cells, texts: kept.column.texts };
-        column.shrink_to_fit();
-        column
+        self.shrink_to_fit();
+        self
+    }
+
+    /// Texts that several cells have stay one.
+    fn drop_unused_texts(&mut self) {
+        let mut used: Vec<u32> = (0..self.cells.len() as u32).collect();
+        used.retain(|&row| place(self.cells[row as usize]).is_some());
+        // By place and length: an empty text stands where another one does.
+        used.sort_unstable_by_key(|&row| u128::from_le_bytes(self.cells[row as usize]));
+        let old = TextColumn { cells: Vec::new(), texts: std::mem::take(&mut self.texts) };
+        let (mut last, mut kept) = (NULL, NULL);
+        for row in used {
+            let cell = self.cells[row as usize];
+            if cell != last {
+                (last, kept) = (cell, old.text(cell).map_or(NULL, |text| self.add(text)));
+            }
+            self.cells[row as usize] = kept;
+        }
     }
 
     pub(super) fn shrink_to_fit(&mut self) {
@@ -205,17 +223,16 @@ const RECENT: usize = 4096;
 
 impl TextBuilder {
     pub(super) fn new() -> Self {
-        Self { column: TextColumn::default(), hash: RandomState::with_seed(0), recent: Vec::new() }
+        Self::of(TextColumn::default())
+    }
+
+    /// Goes on behind the rows of `column`.
+    pub(super) fn of(column: TextColumn) -> Self {
+        Self { column, hash: RandomState::with_seed(0), recent: Vec::new() }
     }
 
     pub(super) fn push(&mut self, text: Option<Text<'_>>) {
         let Some(Text::Other(text)) = text else { return self.column.push(text) };
-        let cell = self.cell_of(text);
-        self.column.cells.push(cell);
-    }
-
-    /// The cell of `text`, which is now among the texts.
-    fn cell_of(&mut self, text: &str) -> Cell {
         if self.recent.is_empty() {
             self.recent.resize(RECENT, NULL);
         }
@@ -225,7 +242,7 @@ impl TextBuilder {
             cell = self.column.add(text);
             self.recent[place] = cell;
         }
-        cell
+        self.column.cells.push(cell);
     }
 
     /// The column, its rows put into `order` if there is one.

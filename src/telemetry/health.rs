@@ -39,7 +39,7 @@ impl Health {
     /// All lanes are starting, and no lookup table is there.
     pub fn new(lanes: usize) -> Self {
         let lanes = vec![(LaneStatus::Starting, Instant::now()); lanes];
-        let loading = Some("the lookup tables are loading".into());
+        let loading = Some("Kafka and Postgres are asked first".into());
         Self(Arc::new(Mutex::new(State { lanes, loading, lookups: BTreeMap::new() })))
     }
 
@@ -70,7 +70,7 @@ impl Health {
         self.set(lane, LaneStatus::Stopped { reason: reason.into() });
     }
 
-    /// The first load of the lookup tables has failed, and will be tried again.
+    /// What the first load of the lookup tables does, or why it has failed and will be tried again.
     pub fn lookups_waiting(&self, reason: &str) {
         self.lock().loading = Some(reason.to_string());
     }
@@ -171,7 +171,7 @@ mod tests {
         assert!(!health.is_ready() && health.is_alive());
         assert_eq!(
             health.to_json()["lookups"],
-            json!({"status": "loading", "reason": "the lookup tables are loading"})
+            json!({"status": "loading", "reason": "Kafka and Postgres are asked first"})
         );
         health.lookups_waiting("Postgres is away");
         assert_eq!(health.to_json()["lookups"]["reason"], json!("Postgres is away"));

@@ -46,8 +46,9 @@ pub fn show_bar(bar: ProgressBar) -> ProgressBar {
 struct AboveBars;
 
 impl Write for AboveBars {
+    /// All of it: a bar must not come between the parts of a line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write(line))
+        BARS.suspend(|| io::stderr().write_all(line)).map(|()| line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

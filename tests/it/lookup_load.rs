@@ -118,21 +118,21 @@ fn who_is_at_work_keeps_the_partitions_until_the_next_can_work() {
     });
     let (lookups, _) = unready(&second).expect("it has no tables");
     assert_eq!(lookups, "the lookup tables are loading");
-    // For many heartbeats.
-    let began = Instant::now();
-    for message in 10..40 {
-        LOAD.produce(&stack, message..message + 1);
-        taken(&mut first, message + 1);
+    // For ten heartbeats.
+    let (began, mut messages) = (Instant::now(), 10);
+    while began.elapsed() < Duration::from_secs(1) {
+        LOAD.produce(&stack, messages..messages + 1);
+        messages += 1;
+        taken(&mut first, messages);
     }
-    assert!(began.elapsed() > Duration::from_millis(300), "three heartbeats");
     assert!(claims(&stack) == 3 && !second.stderr().contains("partitions assigned"), "{}", second.stderr());
     assert!(first.is_ready() && !second.is_ready());
     gate.open();
     wait_until("the second works", PATIENCE, || second.is_ready() && first.is_ready() && claims(&stack) > 3);
-    LOAD.produce(&stack, 40..60);
-    LOAD.arrives(&stack, 60);
+    LOAD.produce(&stack, messages..messages + 20);
+    LOAD.arrives(&stack, messages + 20);
     stop(first);
-    LOAD.ends(second, &stack, 60);
+    LOAD.ends(second, &stack, messages + 20);
 }
 
 /// With more lanes than partitions: a lane that stands by needs no tables, and none of the load's troubles stays with it.
@@ -172,9 +172,10 @@ fn a_load_that_halts_gives_the_partitions_back() {
     let mut job = Job::spawn(&stack, &["run"]);
     wait_until("it has claimed", PATIENCE, || loads(&job));
     gate.open();
-    assert!(!job.wait(PATIENCE).success());
+    assert_eq!(job.wait(PATIENCE).code(), Some(1));
     let told = job.stderr();
     assert!(told.contains("division by zero") && told.contains("subscribers_restaurants.sql"), "{told}");
+    assert!(told.contains("correct the query, or the values that it stumbles over"), "{told}");
     assert!(told.contains("partitions released"), "{told}");
     assert_eq!(stack.number("SELECT sum(next_offset) FROM dinnerbell.progress"), 0);
     Gate::guard(&stack, "true");

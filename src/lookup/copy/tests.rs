@@ -1,5 +1,9 @@
-use arrow::array::AsArray;
+use std::collections::HashSet;
+
+use arrow::array::Array;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{Date32Type, Int32Type, TimestampMicrosecondType};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -94,4 +98,85 @@ fn what_has_no_arrow_value_is_refused_by_column_and_row() {
     field(&mut stream, Some(&i32::MAX.to_be_bytes()));
     let problem = decoder.feed(&stream).expect_err("infinity");
     assert_eq!(problem, "column day, row 1: an infinite date has no place in Arrow");
+}
+
+type Row = (Option<String>, Option<String>, Option<i32>);
+
+/// What a decoder makes of these rows that looks for repeats from `some` of them on, and again the bytes of its texts.
+fn distinct(rows: &[Row], key: usize, some: usize) -> (Vec<Row>, u64) {
+    let columns =
+        [("a", Type::TEXT), ("b", Type::VARCHAR), ("n", Type::INT4)].map(|(name, kind)| (name.to_owned(), kind));
+    let mut decoder = CopyDecoder::new(&columns, Some(key)).expect("known types");
+    decoder.remove_repeats(some);
+    let mut stream = SIGNATURE.to_vec();
+    stream.extend([0; 8]);
+    for (a, b, n) in rows {
+        stream.extend(3i16.to_be_bytes());
+        field(&mut stream, a.as_deref().map(str::as_bytes));
+        field(&mut stream, b.as_deref().map(str::as_bytes));
+        field(&mut stream, n.map(i32::to_be_bytes).as_ref().map(|number| &number[..]));
+    }
+    stream.extend((-1i16).to_be_bytes());
+    decoder.feed(&stream).expect("a good stream");
+    assert_eq!(decoder.rows(), rows.len() as u64);
+    let table = Arc::new(decoder.table("t").expect("a table"));
+    let scanned: Vec<_> = table.scan().collect::<Result<_, _>>().expect("rows");
+    let all = concat_batches(&table.schema, &scanned).expect("one schema");
+    assert_eq!(all.num_rows() as u64, table.rows);
+    // Of each row's key just those rows are listed that have it.
+    let index = table.built_index(key).expect("an index");
+    for (row, places) in index.find(all.column(key)).expect("places").into_iter().enumerate().take(200) {
+        let listed: Vec<usize> = places.into_iter().flatten().map(|place| place as usize).collect();
+        let cell = all.column(key).slice(row, 1);
+        let same = |other: &usize| cell.is_valid(0) && all.column(key).slice(*other, 1).as_ref() == cell.as_ref();
+        assert_eq!(listed, (0..all.num_rows()).filter(same).collect::<Vec<_>>(), "row {row}");
+    }
+    let text = |column: usize, row: usize| {
+        let texts = all.column(column).as_string_view();
+        texts.is_valid(row).then(|| texts.value(row).to_owned())
+    };
+    let numbers = all.column(2).as_primitive::<Int32Type>();
+    let number = |row: usize| numbers.is_valid(row).then(|| numbers.value(row));
+    ((0..all.num_rows()).map(|row| (text(0, row), text(1, row), number(row))).collect(), table.bytes)
+}
+
+fn any_row() -> impl Strategy<Value = Row> {
+    let ids = ["0123e456-789a-bcde-f012-3456789abcde", "74657874-ffff-ffff-0000-000000000000", "a", "", "an other"];
+    let text = move || proptest::option::of(proptest::sample::select(ids.map(str::to_owned).to_vec()));
+    (text(), text(), proptest::option::of(0..3i32))
+}
+
+proptest! {
+    #[test]
+    fn every_row_is_there_once_and_in_its_order_among_those_of_its_key(
+        rows in proptest::collection::vec(any_row(), 0..200),
+        key in prop_oneof![Just(0), Just(2)],
+        some in 1..300usize,
+    ) {
+        let (mut found, _) = distinct(&rows, key, some);
+        let mut seen = HashSet::new();
+        let mut expected: Vec<Row> = rows.iter().filter(|row| seen.insert(*row)).cloned().collect();
+        let keyed = |row: &Row| if key == 0 { row.0.clone() } else { row.2.map(|number| number.to_string()) };
+        found.sort_by_key(keyed);
+        expected.sort_by_key(keyed);
+        prop_assert_eq!(found, expected);
+    }
+}
+
+/// Texts that are kept once for many rows stay so, and those of rows that repeat go.
+#[test]
+fn what_repeats_takes_no_room() {
+    let row = |restaurant: usize, city: usize| {
+        (Some(format!("restaurant {restaurant}")), Some(format!("a city of some length {city}")), None)
+    };
+    // By city as they come, by restaurant as they are put.
+    let once: Vec<Row> = (0..2_000).map(|n| row(n % 50, n / 50 * 7)).collect();
+    let (rows, bytes) = distinct(&once, 0, usize::MAX);
+    assert_eq!(rows.len(), once.len());
+    let few = [once.clone(), once[..50].to_vec()].concat();
+    let often: Vec<Row> = (0..5).flat_map(|_| once.clone()).collect();
+    for (repeated, some) in [(&few, usize::MAX), (&few, 1_000), (&often, usize::MAX), (&often, 1_000)] {
+        let (again, room) = distinct(repeated, 0, some);
+        assert!(again == rows && room <= bytes + bytes / 50, "{room} bytes instead of {bytes}");
+    }
 }
