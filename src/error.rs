@@ -183,7 +183,10 @@ fn postgres_remedy(code: Option<&SqlState>) -> &'static str {
         Some("42P01" | "3F000") => {
             "create it (`dinnerbell init --print` shows the DDL), or correct the setting that names it"
         }
-        Some(code) if code.starts_with("22") => "correct the query, or the values that it stumbles over",
+        // But 22023: a parameter of the session, from [postgres] url.
+        Some(code) if code.starts_with("22") && code != "22023" => {
+            "correct the query, or the values that it stumbles over"
+        }
         _ => "",
     }
 }

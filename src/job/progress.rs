@@ -46,7 +46,8 @@ impl LoadProgress {
     pub fn end(self) {
         let (lookup, rows, bytes) = &self.last;
         if !lookup.is_empty() {
-            tracing::info!(lookup, rows, bytes, seconds = self.began.elapsed().as_secs_f64(), "lookups loaded");
+            let seconds = self.began.elapsed().as_secs_f64();
+            tracing::info!(lookup, rows_received = rows, bytes, seconds, "lookups loaded");
         }
     }
 }

@@ -78,8 +78,10 @@ pub(super) struct CopyDecoder {
     distinct: Option<usize>,
 }
 
-/// Rows that are held however many of them repeat. Beyond it repeats are looked for once there are twice as many rows as were
-/// left the last time: loading never needs more than twice the room of the result, and each row is looked at about twice.
+/// Rows that are held however many of them repeat. Beyond it repeats are looked for whenever there are half as many again as
+/// were left the last time. Loading then holds at most one and a half rows for each of the result, and each of them, while
+/// they are put in order, in the old form and the new one, as the rows of every other table are; each row is looked at
+/// about three times.
 pub(super) const SOME_ROWS: usize = 1_000_000;
 
 /// The Arrow columns of `columns`, which have names and Postgres types.
@@ -119,7 +121,7 @@ impl CopyDecoder {
     }
 
     /// Of rows that are there several times, one is kept: looked for at the end, and before whenever there are `rows` of them
-    /// and twice as many as were left the last time. For a table with a key, of columns that are [`is_equal_by_bytes`].
+    /// and half as many again as were left the last time. For a table with a key, of columns that are [`is_equal_by_bytes`].
     pub(super) fn remove_repeats(&mut self, rows: usize) {
         self.distinct = Some(rows);
     }
@@ -171,13 +173,18 @@ impl CopyDecoder {
         Ok(columns)
     }
 
-    /// Lets go of repeats, and goes on behind the rows that are left.
-    fn compact(&mut self) -> EngineResult<()> {
+    /// Whether there are so many rows that [`CopyDecoder::compact`] is due.
+    pub(super) fn is_full(&self) -> bool {
+        self.distinct.is_some_and(|rows| self.held >= rows)
+    }
+
+    /// Lets go of repeats, and goes on behind the rows that are left. Takes a tenth of a second for a million rows.
+    pub(super) fn compact(&mut self) -> EngineResult<()> {
         let columns = self.take_columns()?;
         for (column, kept) in self.columns.iter_mut().zip(columns) {
             column.values.go_on(kept, self.held)?;
         }
-        self.distinct = self.distinct.map(|rows| rows.max(2 * self.held));
+        self.distinct = self.distinct.map(|rows| rows.max(self.held + self.held.div_ceil(2)));
         Ok(())
     }
 
@@ -228,9 +235,6 @@ impl CopyDecoder {
         }
         self.rows += 1;
         self.held += 1;
-        if self.distinct == Some(self.held) {
-            self.compact().map_err(|error| error.to_string())?;
-        }
         Ok(())
     }
 }

@@ -225,7 +225,9 @@ impl KeyIndex {
     pub(super) fn without(mut self, rows: &[u32]) -> KeyIndex {
         let mut gone = 0;
         for start in &mut self.starts {
-            gone += rows[gone..].partition_point(|row| *row < *start);
+            while rows.get(gone).is_some_and(|row| *row < *start) {
+                gone += 1;
+            }
             *start -= gone as u32;
         }
         self

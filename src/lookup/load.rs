@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 use std::pin::pin;
 
-use datafusion::common::DataFusionError;
+use datafusion::common::{DataFusionError, Result as EngineResult};
 use futures::TryStreamExt;
 use tokio_postgres::Client;
-use tokio_postgres::error::{DbError, ErrorPosition};
+use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
 use tokio_postgres::types::Type;
 
 use super::copy::{CopyDecoder, SOME_ROWS, arrow_schema, arrow_type, is_equal_by_bytes};
@@ -58,12 +58,21 @@ pub async fn load(
     let decoder = loaded?;
     ended?;
     let (name, keys) = (query.name.clone(), keys.to_vec());
-    let built = tokio::task::spawn_blocking(move || {
+    build(query, move || {
         let table = decoder.table(&name)?;
         table.index_all(&keys);
         Ok(table)
-    });
-    let built = built.await.unwrap_or_else(|failure| Err(DataFusionError::External(Box::new(failure))));
+    })
+    .await
+}
+
+/// Work that takes its time, on a thread that nobody else waits for.
+async fn build<T: Send + 'static>(
+    query: &LookupQuery,
+    work: impl FnOnce() -> EngineResult<T> + Send + 'static,
+) -> Result<T> {
+    let built = tokio::task::spawn_blocking(work).await;
+    let built = built.unwrap_or_else(|failure| Err(DataFusionError::External(Box::new(failure))));
     built.map_err(Error::engine(format!("building the lookup table {}", query.name)))
 }
 
@@ -98,6 +107,9 @@ async fn copy_out(
         if decoder.rows() - told >= PROGRESS_ROWS {
             told = decoder.rows();
             progress(told, bytes);
+        }
+        if decoder.is_full() {
+            decoder = build(query, move || decoder.compact().map(|()| decoder)).await?;
         }
     }
     progress(decoder.rows(), bytes);
@@ -149,11 +161,11 @@ fn in_file(query: &LookupQuery, problem: String) -> Error {
     Error::Sql { file: query.file.clone(), line: None, column: None, problem, remedy: String::new() }
 }
 
-/// What the server says while the query runs. Its transaction is one that may only read, so complaints about the state of
-/// the transaction (class 25) are about the query, and not about a server that will take writes again in a while.
+/// What the server says while the query runs. Its transaction is one that may only read, so the complaint that it writes is
+/// about the query, and not about a server that will take writes again in a while.
 fn failed(query: &LookupQuery, error: tokio_postgres::Error) -> Error {
     match error.as_db_error() {
-        Some(db) if db.code().code().starts_with("25") => Error::Sql {
+        Some(db) if *db.code() == SqlState::READ_ONLY_SQL_TRANSACTION => Error::Sql {
             file: query.file.clone(),
             line: None,
             column: None,

@@ -1,7 +1,7 @@
 //! The current lookup tables, their first load and their refresh: all of them are loaded anew, then swapped in whole.
 //!
 //! A refresh that fails keeps the old set: a job with lookup rows an hour old is worth more than none. It says so once,
-//! with the set's age, until one succeeds. What this does not do: it never merges, and it never waits for anybody.
+//! with the set's age, until one succeeds. What this does not do: it never merges two loads, and it never waits for anybody.
 
 use std::future::Future;
 use std::ops::Deref;

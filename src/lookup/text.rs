@@ -48,6 +48,8 @@ fn place(cell: Cell) -> Option<u64> {
 pub(super) struct TextColumn {
     cells: Vec<Cell>,
     texts: String,
+    /// Bytes of texts whose rows have gone; too many where other rows have them as well.
+    unused: usize,
 }
 
 impl TextColumn {
@@ -90,15 +92,16 @@ impl TextColumn {
 
     /// The column without these rows, which are in ascending order.
     pub(super) fn without(mut self, rows: &[u32]) -> TextColumn {
-        let before = self.cells.len();
+        let text_len = |&row: &u32| self.text(self.cells[row as usize]).map_or(0, str::len);
+        self.unused += rows.iter().map(text_len).sum::<usize>();
         let (mut gone, mut row) = (rows.iter().peekable(), 0);
         self.cells.retain(|_| {
             let stays = gone.next_if_eq(&&row).is_none();
             row += 1;
             stays
         });
-        // What is left of a few rows is not worth the room that it takes to look for it.
-        if rows.len() > before / 4 {
+        // Little is not worth the time that it takes to find it.
+        if self.unused > self.texts.len() / 4 {
             self.drop_unused_texts();
         }
         self.shrink_to_fit();
@@ -111,7 +114,8 @@ impl TextColumn {
         used.retain(|&row| place(self.cells[row as usize]).is_some());
         // By place and length: an empty text stands where another one does.
         used.sort_unstable_by_key(|&row| u128::from_le_bytes(self.cells[row as usize]));
-        let old = TextColumn { cells: Vec::new(), texts: std::mem::take(&mut self.texts) };
+        let old = TextColumn { texts: std::mem::take(&mut self.texts), ..TextColumn::default() };
+        self.unused = 0;
         let (mut last, mut kept) = (NULL, NULL);
         for row in used {
             let cell = self.cells[row as usize];

@@ -21,6 +21,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 
+pub use batch::Record;
+
 use crate::dead_letter::Letter;
 use crate::error::{Action, Error, Result};
 use crate::kafka;

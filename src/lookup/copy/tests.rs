@@ -102,7 +102,16 @@ fn what_has_no_arrow_value_is_refused_by_column_and_row() {
 
 type Row = (Option<String>, Option<String>, Option<i32>);
 
-/// What a decoder makes of these rows that looks for repeats from `some` of them on, and again the bytes of its texts.
+fn feed(decoder: &mut CopyDecoder, stream: &[u8]) {
+    for chunk in stream.chunks(100) {
+        decoder.feed(chunk).expect("a good stream");
+        if decoder.is_full() {
+            decoder.compact().expect("known columns");
+        }
+    }
+}
+
+/// What a decoder makes of these rows that looks for repeats from `some` of them on, and the bytes of its table.
 fn distinct(rows: &[Row], key: usize, some: usize) -> (Vec<Row>, u64) {
     let columns =
         [("a", Type::TEXT), ("b", Type::VARCHAR), ("n", Type::INT4)].map(|(name, kind)| (name.to_owned(), kind));
@@ -117,7 +126,7 @@ fn distinct(rows: &[Row], key: usize, some: usize) -> (Vec<Row>, u64) {
         field(&mut stream, n.map(i32::to_be_bytes).as_ref().map(|number| &number[..]));
     }
     stream.extend((-1i16).to_be_bytes());
-    decoder.feed(&stream).expect("a good stream");
+    feed(&mut decoder, &stream);
     assert_eq!(decoder.rows(), rows.len() as u64);
     let table = Arc::new(decoder.table("t").expect("a table"));
     let scanned: Vec<_> = table.scan().collect::<Result<_, _>>().expect("rows");
@@ -175,8 +184,52 @@ fn what_repeats_takes_no_room() {
     assert_eq!(rows.len(), once.len());
     let few = [once.clone(), once[..50].to_vec()].concat();
     let often: Vec<Row> = (0..5).flat_map(|_| once.clone()).collect();
-    for (repeated, some) in [(&few, usize::MAX), (&few, 1_000), (&often, usize::MAX), (&often, 1_000)] {
+    let some_each_time: Vec<Row> = once.chunks(300).flat_map(|rows| [rows, &rows[..60]].concat()).collect();
+    let seldom = (&some_each_time, 300);
+    for (repeated, some) in [seldom, (&few, usize::MAX), (&few, 1_000), (&often, usize::MAX), (&often, 1_000)] {
         let (again, room) = distinct(repeated, 0, some);
         assert!(again == rows && room <= bytes + bytes / 50, "{room} bytes instead of {bytes}");
+    }
+}
+
+/// Values of every type that may be there go on behind those that are left.
+#[test]
+fn every_type_goes_on_after_a_look_for_repeats() {
+    let kinds = [
+        Type::TEXT,
+        Type::UUID,
+        Type::INT2,
+        Type::INT4,
+        Type::INT8,
+        Type::BOOL,
+        Type::DATE,
+        Type::TIMESTAMP,
+        Type::TIMESTAMPTZ,
+    ];
+    assert!(kinds.iter().all(is_equal_by_bytes));
+    let columns: Vec<_> = (0..).zip(&kinds).map(|(i, kind): (usize, _)| (format!("c{i}"), kind.clone())).collect();
+    let mut stream = SIGNATURE.to_vec();
+    stream.extend([0; 8]);
+    for row in (0..20u8).chain(0..30) {
+        stream.extend((kinds.len() as i16).to_be_bytes());
+        for len in [20, 16, 2, 4, 8, 1, 4, 8, 8] {
+            // Only the last byte tells rows apart: one of a text that is no id, and of a small number.
+            let mut value = vec![if len == 20 { b'a' } else { 0 }; len];
+            value[len - 1] = if len == 1 { row % 2 } else { row };
+            field(&mut stream, (row % 7 != 0 || len == 4).then_some(&value));
+        }
+    }
+    stream.extend((-1i16).to_be_bytes());
+    for key in 0..5 {
+        let rows_of = |some: usize| {
+            let mut decoder = CopyDecoder::new(&columns, Some(key)).expect("known types");
+            decoder.remove_repeats(some);
+            feed(&mut decoder, &stream);
+            let table = Arc::new(decoder.table("t").expect("a table"));
+            table.scan().collect::<Result<Vec<_>, _>>().expect("rows")
+        };
+        let at_the_end = rows_of(usize::MAX);
+        assert_eq!(at_the_end.iter().map(|batch| batch.num_rows()).sum::<usize>(), 30);
+        assert_eq!(rows_of(5), at_the_end, "by column {key}");
     }
 }
