@@ -178,18 +178,7 @@ async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
     ledger.register(&postgres, &starts).await.expect("the ledger");
     let transactional_ids = [0, 1].map(|k| format!("{group}.null.{k}"));
     let claimed = ledger.take(&postgres, &partitions, &transactional_ids).await.expect("the ledger");
-    let mut producer = setup::producer_properties(config, &topics);
-    for (key, value) in [
-        ("queue.buffering.max.messages", "1000000"),
-        ("linger.ms", "5"),
-        ("compression.type", "lz4"),
-        ("enable.idempotence", "true"),
-        ("acks", "all"),
-        ("delivery.report.only.error", "true"),
-        ("transaction.timeout.ms", "900000"),
-    ] {
-        producer.insert(key.into(), value.into());
-    }
+    let producer = setup::producer_properties(config, &topics);
     let mut consumer = std::collections::BTreeMap::clone(&config.source.kafka);
     let queued = (65_536 / topics.partitions).to_string();
     for (key, value) in [

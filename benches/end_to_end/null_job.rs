@@ -1,7 +1,7 @@
-//! The null job: the triggers of a workload, encoded beforehand, through tokio-postgres and rdkafka into both sinks in the
-//! job's transactions, while the input topic is read and thrown away. It decodes, joins and encodes nothing, prepares its
-//! statements, sends them without waiting wherever their order allows, and never holds the input back: what the job could
-//! be at its best.
+//! The null job: the triggers of a workload, encoded beforehand, through tokio-postgres and the job's own Kafka producers
+//! into both sinks in the job's transactions, while the input topic is read and thrown away. It decodes, joins and encodes
+//! nothing, prepares its statements, sends them without waiting wherever their order allows, and never holds the input back:
+//! what the job could be at its best.
 //!
 //! It prints `ready` once it is a member of the group and connected to all, and stays when all is sent until it is killed.
 
@@ -15,14 +15,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dinnerbell::kafka::GroupMetadata;
 use dinnerbell::ledger::store::{Ledger, Step};
+use dinnerbell::sink::kafka::{OffsetCommit, Producer, Record};
 use futures::SinkExt;
 use rdkafka::bindings as ffi;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -80,11 +78,15 @@ pub fn run(spec: &Path) {
 
 async fn job(spec: Spec) {
     let data = map(&spec.data);
-    let blocking = tokio::task::spawn_blocking::<_, BaseProducer>;
+    let blocking = tokio::task::spawn_blocking::<_, Producer>;
     let [a, b] = [0, 1].map(|k| {
         let (properties, id) = (spec.producer.clone(), spec.transactional_ids[k].clone());
         let topic = spec.output_topic.clone();
-        blocking(move || open(&properties, &id, &topic))
+        blocking(move || {
+            let producer = Producer::open(&properties, &id).expect("a producer");
+            producer.get_to_know(&topic);
+            producer
+        })
     });
     let (properties, topic) = (spec.consumer.clone(), spec.topic.clone());
     let joined = tokio::task::spawn_blocking(move || join(&properties, &topic));
@@ -219,19 +221,6 @@ impl Sink {
     }
 }
 
-fn open(properties: &BTreeMap<String, String>, id: &str, topic: &str) -> BaseProducer {
-    let mut config = client(properties);
-    let producer: BaseProducer = config.set("transactional.id", id).create().expect("a producer");
-    // In short steps, each of which looks for the coordinator anew, as the job does.
-    let end = Instant::now() + Duration::from_secs(30);
-    while let Err(error) = producer.init_transactions(Duration::from_millis(20)) {
-        let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
-        assert!(passes && Instant::now() < end, "no transactional producer: {error}");
-    }
-    producer.client().fetch_metadata(Some(topic), Duration::from_secs(10)).expect("the output topic");
-    producer
-}
-
 fn client(properties: &BTreeMap<String, String>) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("reconnect.backoff.ms", "20");
@@ -241,38 +230,26 @@ fn client(properties: &BTreeMap<String, String>) -> ClientConfig {
     config
 }
 
-fn produce(producer: &BaseProducer, topic: &str, records: &[(Bytes, Bytes)]) {
-    producer.begin_transaction().expect("a transaction");
+fn produce(producer: &Producer, topic: &str, records: &[(Bytes, Bytes)]) {
+    producer.begin().expect("a transaction");
     for (json, ends) in records {
-        let mut start = 0;
-        for end in ends.chunks_exact(4) {
-            let end = u32::from_le_bytes(end.try_into().expect("4 bytes")) as usize;
-            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(&json[start..end]);
-            while let Err((error, back)) = producer.send(record) {
-                assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
-                producer.poll(Duration::from_millis(1));
-                record = back;
-            }
-            start = end;
-        }
+        let ends = ends.chunks_exact(4).map(|end| u32::from_le_bytes(end.try_into().expect("4 bytes")) as usize);
+        let starts = std::iter::once(0).chain(ends.clone());
+        let records: Vec<Record<'_>> = starts.zip(ends).map(|(start, end)| (None, &json[start..end])).collect();
+        producer.produce_all(topic, &records).expect("Kafka takes the rows");
     }
-    // Wakes up with the last acknowledgement; the wrapper's own would poll every 100 ms.
-    while producer.in_flight_count() > 0 {
-        // SAFETY: the client is alive.
-        unsafe { ffi::rd_kafka_flush(producer.client().native_ptr(), 1_000) };
-        producer.poll(Duration::ZERO);
-    }
+    let patience = Instant::now() + Duration::from_secs(600);
+    assert!(producer.acknowledged(patience).expect("Kafka takes the rows"), "not within ten minutes");
 }
 
-fn finish(producer: &BaseProducer, topic: &str, steps: &[Step], group: &GroupMetadata) {
-    let mut offsets = TopicPartitionList::new();
-    for step in steps {
-        let mut element = offsets.add_partition(topic, step.partition);
-        element.set_offset(Offset::Offset(step.to)).expect("an offset");
-        element.set_metadata(&step.metadata);
-    }
-    producer.send_offsets_to_transaction(&offsets, group.get(), Timeout::Never).expect("offsets");
-    producer.commit_transaction(Timeout::Never).expect("a commit");
+fn finish(producer: &Producer, topic: &str, steps: &[Step], group: &GroupMetadata) {
+    let commit = |step: &Step| {
+        let metadata = step.metadata.clone();
+        OffsetCommit { partition: step.partition, offset: step.to, metadata }
+    };
+    let offsets: Vec<OffsetCommit> = steps.iter().map(commit).collect();
+    producer.send_offsets(topic, &offsets, group.get()).expect("offsets");
+    producer.commit().expect("a commit");
 }
 
 /// Accepts an assignment empty, as the job does, which reads only what it has claimed.
