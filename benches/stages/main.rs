@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bars;
+mod load;
 mod pipeline;
 
 use std::hint::black_box;
@@ -42,6 +43,7 @@ fn main() {
     sql(&mut criterion);
     join(&mut criterion);
     encode(&mut criterion);
+    load::bench(&mut criterion);
     null_sinks(&mut criterion);
     criterion.final_summary();
     if arguments.is_empty() {

@@ -67,10 +67,7 @@ impl Column {
                 rows.iter().for_each(|&row| stays.set_bit(row as usize, false));
                 Column::Array(filter(&array, &BooleanArray::new(stays.finish(), None))?)
             }
-            Column::Key(index) => match Arc::into_inner(index) {
-                Some(index) => Column::Key(Arc::new(index.without(rows))),
-                None => return internal_err!("the table is in use already"),
-            },
+            Column::Key(index) => Column::Key(Arc::new(KeyIndex::unshared(index)?.without(rows))),
         })
     }
 

@@ -17,7 +17,7 @@ use tokio_postgres::types::Type;
 
 use super::column::{self, Loaded, finish};
 use super::distinct::once;
-use super::index::{Key, Keys, NO_KEY, is_key_type};
+use super::index::{Key, KeyIndex, Keys, NO_KEY, is_key_type};
 use super::table::LookupTable;
 use super::text::{Text, TextBuilder};
 use crate::id;
@@ -65,7 +65,8 @@ pub(super) fn is_equal_by_bytes(postgres: &Type) -> bool {
     )
 }
 
-pub(super) struct CopyDecoder {
+/// Takes the stream of one `COPY (...) TO STDOUT (FORMAT binary)` and makes a lookup table of it.
+pub struct CopyDecoder {
     schema: SchemaRef,
     columns: Vec<Column>,
     /// The part of the stream that does not make a whole tuple yet.
@@ -82,7 +83,7 @@ pub(super) struct CopyDecoder {
 /// were left the last time. Loading then holds at most one and a half rows for each of the result, and each of them, while
 /// they are put in order, in the old form and the new one, as the rows of every other table are; each row is looked at
 /// about three times.
-pub(super) const SOME_ROWS: usize = 1_000_000;
+pub const SOME_ROWS: usize = 1_000_000;
 
 /// The Arrow columns of `columns`, which have names and Postgres types.
 pub(super) fn arrow_schema(columns: &[(String, Type)]) -> Result<SchemaRef, String> {
@@ -96,7 +97,7 @@ pub(super) fn arrow_schema(columns: &[(String, Type)]) -> Result<SchemaRef, Stri
 impl CopyDecoder {
     /// `columns`: names and Postgres types, all of them known to [`arrow_type`]. `key`: the one to index by, if it can
     /// be.
-    pub(super) fn new(columns: &[(String, Type)], key: Option<usize>) -> Result<Self, String> {
+    pub fn new(columns: &[(String, Type)], key: Option<usize>) -> Result<Self, String> {
         let schema = arrow_schema(columns)?;
         let values = columns.iter().zip(schema.fields()).enumerate().map(|(place, ((name, kind), field))| {
             let is_key = key == Some(place) && is_key_type(field.data_type());
@@ -116,23 +117,23 @@ impl CopyDecoder {
     }
 
     /// Whether one column is the key that was asked for.
-    pub(super) fn is_keyed(&self) -> bool {
+    pub fn is_keyed(&self) -> bool {
         self.columns.iter().any(|column| matches!(column.values, Values::Key { .. }))
     }
 
     /// Of rows that are there several times, one is kept: looked for at the end, and before whenever there are `rows` of them
     /// and half as many again as were left the last time. For a table with a key, of columns that are [`is_equal_by_bytes`].
-    pub(super) fn remove_repeats(&mut self, rows: usize) {
+    pub fn remove_repeats(&mut self, rows: usize) {
         self.distinct = Some(rows);
     }
 
     /// Rows that came.
-    pub(super) fn rows(&self) -> u64 {
+    pub fn rows(&self) -> u64 {
         self.rows
     }
 
     /// Takes the next piece of the stream, cut anywhere.
-    pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<(), String> {
+    pub fn feed(&mut self, chunk: &[u8]) -> Result<(), String> {
         if self.rest.is_empty() {
             let used = self.decode(chunk)?;
             self.rest.extend_from_slice(&chunk[used..]);
@@ -147,7 +148,7 @@ impl CopyDecoder {
     }
 
     /// Whether the stream has ended as it should; all rows are there then.
-    pub(super) fn check_end(&self) -> Result<(), String> {
+    pub fn check_end(&self) -> Result<(), String> {
         match self.trailer_read {
             true => Ok(()),
             false => Err(format!("the stream ends after {} rows without its trailer", self.rows)),
@@ -156,7 +157,7 @@ impl CopyDecoder {
 
     /// The table of the rows that came. Takes half a second for some ten million of them, and as long again where repeats are
     /// looked for.
-    pub(super) fn table(mut self, name: &str) -> EngineResult<LookupTable> {
+    pub fn table(mut self, name: &str) -> EngineResult<LookupTable> {
         let columns = self.take_columns()?;
         LookupTable::of_columns(name, self.schema, self.held, columns)
     }
@@ -174,12 +175,12 @@ impl CopyDecoder {
     }
 
     /// Whether there are so many rows that [`CopyDecoder::compact`] is due.
-    pub(super) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.distinct.is_some_and(|rows| self.held >= rows)
     }
 
     /// Lets go of repeats, and goes on behind the rows that are left. Takes a tenth of a second for a million rows.
-    pub(super) fn compact(&mut self) -> EngineResult<()> {
+    pub fn compact(&mut self) -> EngineResult<()> {
         let columns = self.take_columns()?;
         for (column, kept) in self.columns.iter_mut().zip(columns) {
             column.values.go_on(kept, self.held)?;
@@ -388,8 +389,7 @@ impl Values {
         match (self, column) {
             (Values::Text { texts, .. }, column::Column::Text(column)) => *texts = TextBuilder::of(column),
             (Values::Key { keys, numbers, .. }, column::Column::Key(index)) => {
-                let Some(index) = Arc::into_inner(index) else { return internal_err!("the index is in use already") };
-                (*keys, *numbers) = index.into_numbers(rows);
+                (*keys, *numbers) = KeyIndex::unshared(index)?.into_numbers(rows);
             }
             (values, column::Column::Array(array)) => match values {
                 Values::Int16(builder) => builder.append_array(array.as_primitive()),

@@ -9,11 +9,12 @@ use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 
-use arrow::array::{ArrayRef, DynComparator, make_comparator};
+use arrow::array::{Array, ArrayRef, DynComparator, make_comparator};
 use arrow::compute::SortOptions;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::common::{Result, internal_err};
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::column::Column;
 use super::text::TextColumn;
@@ -23,9 +24,9 @@ use super::text::TextColumn;
 pub(super) fn once(columns: Vec<Column>, rows: usize) -> Result<(Vec<Column>, usize)> {
     let key = columns.iter().find_map(|column| if let Column::Key(index) = column { Some(index) } else { None });
     let Some(index) = key else { return internal_err!("repeats are looked for among the rows of a key") };
-    let compared = Compared::new(&columns, rows)?;
+    let compared = Compared::new(&columns)?;
     let mut repeats = Vec::new();
-    index.groups(rows).for_each(|group| compared.find_repeats(group, &mut repeats));
+    index.groups(rows).try_for_each(|group| compared.find_repeats(group, &mut repeats))?;
     if repeats.is_empty() {
         return Ok((columns, rows));
     }
@@ -39,16 +40,15 @@ const FEW: usize = 8;
 /// All columns but the key.
 struct Compared<'a> {
     texts: Vec<&'a TextColumn>,
-    arrays: Vec<DynComparator>,
-    /// By row, of all arrays together; empty where there are none.
-    array_hashes: Vec<u64>,
+    arrays: Vec<&'a ArrayRef>,
+    /// By array.
+    comparators: Vec<DynComparator>,
     hash: RandomState,
 }
 
 impl<'a> Compared<'a> {
-    fn new(columns: &'a [Column], rows: usize) -> Result<Compared<'a>> {
-        let hash = RandomState::with_seed(0);
-        let (mut texts, mut arrays) = (Vec::new(), Vec::<&ArrayRef>::new());
+    fn new(columns: &'a [Column]) -> Result<Compared<'a>> {
+        let (mut texts, mut arrays) = (Vec::new(), Vec::new());
         for column in columns {
             match column {
                 Column::Text(text) => texts.push(text),
@@ -56,40 +56,46 @@ impl<'a> Compared<'a> {
                 Column::Key(_) => {}
             }
         }
-        let mut array_hashes = vec![0; if arrays.is_empty() { 0 } else { rows }];
-        create_hashes(arrays.iter().copied(), &hash, &mut array_hashes)?;
         let comparator = |array: &&ArrayRef| make_comparator(array, array, SortOptions::default());
-        let arrays = arrays.iter().map(comparator).collect::<Result<_, _>>()?;
-        Ok(Compared { texts, arrays, array_hashes, hash })
+        let comparators = arrays.iter().map(comparator).collect::<Result<_, _>>()?;
+        Ok(Compared { texts, arrays, comparators, hash: RandomState::with_seed(0) })
     }
 
     /// Adds those rows of `group`, in ascending order, that equal an earlier one.
-    fn find_repeats(&self, group: Range<usize>, repeats: &mut Vec<u32>) {
+    fn find_repeats(&self, group: Range<usize>, repeats: &mut Vec<u32>) -> Result<()> {
         if group.len() <= FEW {
             let repeated = |row: &usize| (group.start..*row).any(|other| self.are_equal(*row, other));
             repeats.extend(group.clone().filter(repeated).map(|row| row as u32));
-            return;
+            return Ok(());
         }
+        let hashes = self.hashes(group.clone())?;
         let mut seen: HashTable<u32> = HashTable::with_capacity(group.len());
-        for row in group {
-            let hash = self.hash_of(row);
-            if seen.find(hash, |&other| self.are_equal(row, other as usize)).is_some() {
-                repeats.push(row as u32);
-            } else {
-                seen.insert_unique(hash, row as u32, |&other| self.hash_of(other as usize));
+        for (row, &hash) in group.clone().zip(&hashes) {
+            let equal = |&other: &u32| self.are_equal(row, other as usize);
+            match seen.entry(hash, equal, |&other| hashes[other as usize - group.start]) {
+                Entry::Occupied(_) => repeats.push(row as u32),
+                Entry::Vacant(place) => _ = place.insert(row as u32),
             }
         }
+        Ok(())
     }
 
-    fn hash_of(&self, row: usize) -> u64 {
-        let mut hasher = self.hash.build_hasher();
-        self.texts.iter().for_each(|texts| texts.get(row).hash(&mut hasher));
-        self.array_hashes.get(row).hash(&mut hasher);
-        hasher.finish()
+    /// By row of `rows`.
+    fn hashes(&self, rows: Range<usize>) -> Result<Vec<u64>> {
+        let mut hashes = vec![0; rows.len()];
+        let arrays = self.arrays.iter().map(|array| array.slice(rows.start, rows.len()));
+        create_hashes(&arrays.collect::<Vec<_>>(), &self.hash, &mut hashes)?;
+        for (row, hash) in rows.zip(&mut hashes) {
+            let mut hasher = self.hash.build_hasher();
+            self.texts.iter().for_each(|texts| texts.get(row).hash(&mut hasher));
+            hash.hash(&mut hasher);
+            *hash = hasher.finish();
+        }
+        Ok(hashes)
     }
 
     fn are_equal(&self, one: usize, other: usize) -> bool {
         self.texts.iter().all(|texts| texts.get(one) == texts.get(other))
-            && self.arrays.iter().all(|compare| compare(one, other) == Ordering::Equal)
+            && self.comparators.iter().all(|compare| compare(one, other) == Ordering::Equal)
     }
 }

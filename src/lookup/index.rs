@@ -15,12 +15,13 @@
 use std::fmt;
 use std::hash::BuildHasher;
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::hash_utils::RandomState;
-use datafusion::common::{Result, exec_err};
+use datafusion::common::{Result, exec_err, internal_datafusion_err};
 use hashbrown::HashTable;
 
 use super::NO_ROW;
@@ -147,7 +148,7 @@ impl Keys {
     /// The keys of these numbers; null for [`NO_KEY`].
     fn gather(&self, numbers: &[u32]) -> Result<ArrayRef> {
         Ok(match &self.values {
-            Values::Texts(texts) => std::sync::Arc::new(texts.gather(numbers)),
+            Values::Texts(texts) => Arc::new(texts.gather(numbers)),
             Values::Numbers(data_type, values) => {
                 let array: Int64Array = numbers.iter().map(|&number| values.get(number as usize).copied()).collect();
                 cast(&array, data_type)?
@@ -219,6 +220,11 @@ impl KeyIndex {
     pub(super) fn groups(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         let keyed = self.starts.windows(2).map(|ends| ends[0] as usize..ends[1] as usize);
         keyed.chain(std::iter::once(self.keyed_rows()..rows))
+    }
+
+    /// The index itself, of a table that is still being made: nobody else has it yet.
+    pub(super) fn unshared(index: Arc<KeyIndex>) -> Result<KeyIndex> {
+        Arc::into_inner(index).ok_or_else(|| internal_datafusion_err!("the table is in use already"))
     }
 
     /// The index once these rows, in ascending order, have left the table that stands in its order. A key keeps one.
@@ -301,8 +307,6 @@ fn rows_by_number(number_of_row: &[u32], numbers: usize) -> (Vec<u32>, Vec<u32>)
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::array::{StringViewArray, new_null_array};
 
     use super::*;

@@ -26,6 +26,7 @@ mod tests;
 mod text;
 
 pub(crate) use bound::{BATCH_ROWS, BoundTable};
+pub use copy::{CopyDecoder, SOME_ROWS};
 pub use load::{LookupQuery, describe, load};
 pub use refresh::{LookupStatus, Lookups};
 pub(crate) use rule::{lookup_keys, optimizer_rules};
