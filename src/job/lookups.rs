@@ -19,7 +19,7 @@ pub async fn keep(config: Arc<Config>, lookups: Arc<Lookups>, health: Health, st
     let connect = || postgres::connect(&config.postgres, "dinnerbell lookups");
     let load = || async { setup::load(&lookups, &connect().await?).await };
     health.lookups_waiting("the lookup tables are loading");
-    let loaded = patiently(load, |reason| health.lookups_waiting(reason));
+    let loaded = patiently(load, |reason| health.lookups_waiting(&format!("loading again, after: {reason}")));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         loaded = loaded => loaded?,

@@ -106,6 +106,7 @@ async fn open(
     let nobody_else = async {
         if setup::group_has_members(config, brokers).await {
             tracing::info!("other members may be at work: this one joins the group once its lookup tables are there");
+            health.all_waiting("waiting for the lookup tables");
             std::future::pending().await
         }
     };

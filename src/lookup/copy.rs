@@ -179,7 +179,8 @@ impl CopyDecoder {
         self.distinct.is_some_and(|rows| self.held >= rows)
     }
 
-    /// Lets go of repeats, and goes on behind the rows that are left. Takes a tenth of a second for a million rows.
+    /// Lets go of repeats, and goes on behind the rows that are left. Takes a tenth of a second for a million rows. After an
+    /// error the decoder cannot go on.
     pub fn compact(&mut self) -> EngineResult<()> {
         let columns = self.take_columns()?;
         for (column, kept) in self.columns.iter_mut().zip(columns) {

@@ -199,8 +199,8 @@ impl KeyIndex {
         (KeyIndex { keys, starts, rows: None }, rows)
     }
 
-    /// For each of `probes`, which are of the key's type: where the rows of the key that equals it are listed, which is never
-    /// nowhere.
+    /// For each of `probes`, which are of the key's type: where the rows of the key that equals it are listed; `None` if
+    /// no key does.
     pub(super) fn find(&self, probes: &ArrayRef) -> Result<Vec<Option<Range<u32>>>> {
         if probes.data_type() != self.keys.data_type() {
             return exec_err!("the index is over {}, not {}", self.keys.data_type(), probes.data_type());

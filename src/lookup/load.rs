@@ -1,7 +1,8 @@
 //! Fills a lookup table: the user's query, run by Postgres, streamed out by binary COPY in a read-only transaction.
 //!
 //! A `DISTINCT` that stands over all of the query is done here where it can be (see [`super::distinct`]): Postgres then
-//! sends the rows as it finds them, instead of hashing or sorting all of them first, mostly on disk.
+//! sends the rows as it finds them, instead of hashing or sorting all of them first, mostly on disk. That does not suit a
+//! query which leaves few of many rows, since all of them are sent; written with `GROUP BY`, it stays with Postgres.
 
 use std::path::PathBuf;
 use std::pin::pin;

@@ -2,7 +2,7 @@
 //!
 //! What this promises: a run of the SQL sees one [`LookupSet`], whole and unchanging; a refresh replaces the set at
 //! once or not at all. A table has the rows that its query says, duplicates as well; where the query says `DISTINCT`, either
-//! Postgres removes them or [`distinct`] does, whichever is faster, to the same result.
+//! Postgres removes them or [`distinct`] does, to the same result.
 //!
 //! Plans that join a table by one equal column read it by index ([`optimizer_rules`]); all others scan it. What a plan
 //! joins by is known before a table is loaded ([`LookupKeys`]): it is loaded into the order of its key.

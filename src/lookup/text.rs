@@ -100,8 +100,10 @@ impl TextColumn {
             row += 1;
             stays
         });
-        // Little is not worth the time that it takes to find it.
-        if self.unused > self.texts.len() / 4 {
+        // Little is not worth the time that it takes to find it; nor are texts that many rows share, which count here as often
+        // as they are shared.
+        let may_be_much = self.texts.len() > self.cells.len() / 4;
+        if may_be_much && self.unused > self.texts.len() / 4 {
             self.drop_unused_texts();
         }
         self.shrink_to_fit();

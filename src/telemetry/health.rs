@@ -70,7 +70,7 @@ impl Health {
         self.set(lane, LaneStatus::Stopped { reason: reason.into() });
     }
 
-    /// What the first load of the lookup tables does, or why it has failed and will be tried again.
+    /// What the first load of the lookup tables does, and why it failed before.
     pub fn lookups_waiting(&self, reason: &str) {
         self.lock().loading = Some(reason.to_string());
     }
