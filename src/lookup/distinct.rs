@@ -84,7 +84,7 @@ impl<'a> Compared<'a> {
     fn hashes(&self, rows: Range<usize>) -> Result<Vec<u64>> {
         let mut hashes = vec![0; rows.len()];
         let arrays = self.arrays.iter().map(|array| array.slice(rows.start, rows.len()));
-        create_hashes(&arrays.collect::<Vec<_>>(), &self.hash, &mut hashes)?;
+        create_hashes(arrays, &self.hash, &mut hashes)?;
         for (row, hash) in rows.zip(&mut hashes) {
             let mut hasher = self.hash.build_hasher();
             self.texts.iter().for_each(|texts| texts.get(row).hash(&mut hasher));
