@@ -15,7 +15,7 @@ help:
 	@echo "make chaos   kills replicas and breaks servers for MINUTES=2, then checks every promise (SEED=, ARGS='--help')"
 	@echo "make mutants takes the guards of delivery away, one by one, and shows that tests notice (ARGS='name' for one)"
 	@echo "make check   formatting and lints"
-	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses)"
+	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses, and leaves the stages out)"
 	@echo "make profile a flame graph of the job under load, into $(FLAMES)"
 	@echo "make instructions  instructions a row from decode to encode, without servers (callgrind)"
 	@echo "make fuzz    random bytes against decoder and stored chunks, each for two minutes (ARGS=600: seconds; needs nightly)"
@@ -60,9 +60,11 @@ FLAMES := target/fan-out.svg
 bench: setup jars
 	@mkdir -p target
 	cargo bench --bench end_to_end -- --report $(CURDIR)/$(BENCH_REPORT) $(ARGS)
+ifeq ($(ARGS),)
 	cargo bench --bench stages >target/bench-stages.txt
 	@{ printf '\nStages:\n\n'; awk -f scripts/criterion-table.awk target/bench-stages.txt; \
 	   printf '\n'; grep '^|' target/bench-stages.txt; } >>$(BENCH_REPORT)
+endif
 	@echo "$(BENCH_REPORT)"
 
 # Needs perf (linux-perf) and inferno (cargo install inferno).

@@ -1,8 +1,9 @@
-# Criterion's lines as a Markdown table: each bench's median time, and its rate where it has one.
+# Criterion's lines as a Markdown table: each bench's time as criterion estimates it (the middle
+# one of its three figures), and its rate where it has one.
 #
 #   awk -f scripts/criterion-table.awk target/bench-stages.txt
 
-function median(parts) {
+function estimate(parts) {
   split($0, parts, "[][]")
   split(parts[2], parts, " ")
   return parts[3] " " parts[4]
@@ -11,9 +12,9 @@ function flush() {
   if (time != "") printf "| %s | %s | %s |\n", name, time, rate
   time = rate = ""
 }
-BEGIN { print "| bench | median | rate |\n|---|---|---|" }
+BEGIN { print "| bench | time | rate |\n|---|---|---|" }
 /^Benchmarking|^\|/ { next }
 /^[^ ].*\// { flush(); name = $0; sub(/ +time:.*/, "", name) }
-/ time: +\[[0-9]/ { time = median() }
-/ thrpt: +\[[0-9]/ { rate = median() }
+/ time: +\[[0-9]/ { time = estimate() }
+/ thrpt: +\[[0-9]/ { rate = estimate() }
 END { flush() }

@@ -77,6 +77,8 @@ enum Workload {
 }
 
 fn main() {
+    // As the job does: for the null job, and for the table that is loaded in this process.
+    dinnerbell::allocator::keep_freed_memory();
     let options = Options::parse();
     if let Some(spec) = &options.null_job {
         return null_job::run(spec);

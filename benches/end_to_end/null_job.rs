@@ -3,7 +3,9 @@
 //! nothing, prepares its statements, sends them without waiting wherever their order allows, and never holds the input back:
 //! what the job could be at its best.
 //!
-//! It prints `ready` once it is a member of the group and connected to all, and stays when all is sent until it is killed.
+//! It prints `ready` once it is a member of the group, connected to all, and has read as far ahead as the job has when it is
+//! ready: the first commit's messages, and as many more as librdkafka's queue holds. It stays when all is sent until it is
+//! killed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,7 +25,7 @@ use rdkafka::message::Message;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 use uuid::Uuid;
@@ -77,7 +79,8 @@ pub fn run(spec: &Path) {
 }
 
 async fn job(spec: Spec) {
-    let data = map(&spec.data);
+    let path = spec.data.clone();
+    let data = tokio::task::spawn_blocking(move || map(&path));
     let blocking = tokio::task::spawn_blocking::<_, Producer>;
     let [a, b] = [0, 1].map(|k| {
         let (properties, id) = (spec.producer.clone(), spec.transactional_ids[k].clone());
@@ -90,14 +93,17 @@ async fn job(spec: Spec) {
     });
     let (properties, topic) = (spec.consumer.clone(), spec.topic.clone());
     let joined = tokio::task::spawn_blocking(move || join(&properties, &topic));
-    let (sink, a, b, joined) = tokio::join!(Sink::connect(&spec), a, b, joined);
+    let (sink, a, b, joined, data) = tokio::join!(Sink::connect(&spec), a, b, joined, data);
+    let data = data.expect("the encoded rows");
     let producers = [a, b].map(|producer| Arc::new(producer.expect("a producer")));
     let consumer = joined.expect("a member of the group");
     let group = Arc::new(GroupMetadata::capture(&consumer).expect("a member of the group"));
-    println!("ready");
     let (to, mut reads) = watch::channel(vec![0i64; spec.partitions as usize]);
     assign(&consumer, &spec);
-    std::thread::spawn(move || read(&consumer, &to));
+    let (ready, first) = (oneshot::channel(), spec.commits[0].to.clone());
+    std::thread::spawn(move || read(&consumer, &to, &first, ready.0));
+    ready.1.await.expect("the reader runs");
+    println!("ready");
 
     let (mut done, mut confirmed, mut turn) = (vec![0i64; spec.partitions as usize], None, 0);
     for commit in &spec.commits {
@@ -160,9 +166,8 @@ impl Sink {
 
     /// One commit up to its `advance`. Statements follow one another on the connection without waiting for answers.
     async fn write(&self, commit: &Commit, data: &Bytes, id: Uuid, from: &[i64], old: Option<Uuid>) {
-        let to = &commit.to;
         let client = &self.client;
-        let partition = (0..from.len()).find(|&p| to[p] > from[p]).unwrap_or_default();
+        let partition = (0..from.len()).find(|&p| commit.to[p] > from[p]).unwrap_or_default();
         let begin = client.batch_execute("BEGIN");
         let forget = async {
             let Some(old) = &old else { return Ok(()) };
@@ -170,39 +175,53 @@ impl Sink {
             let [chunks, parts] = &self.forget;
             tokio::try_join!(client.execute(chunks, &parameters), client.execute(parts, &parameters)).map(drop)
         };
-        tokio::try_join!(begin, forget).expect("a transaction");
+        let copy_in = || client.copy_in::<_, Bytes>(&self.copy);
+        let ((), (), first) = tokio::try_join!(begin, forget, copy_in()).expect("a transaction and its COPY");
+        let mut copying = Some(first);
         for (number, slice) in commit.slices.iter().enumerate() {
-            let sink = client.copy_in::<_, Bytes>(&self.copy).await.expect("COPY starts");
-            let mut sink = std::pin::pin!(sink);
+            let mut sink = std::pin::pin!(copying.take().expect("a COPY for each slice"));
             for &span in &slice.copy {
                 sink.feed(cut(data, span)).await.expect("COPY takes rows");
             }
-            let (partition, number, body) = (partition as i32, number as i32, &data[slice.stored.0..slice.stored.1]);
-            let parameters: [&(dyn ToSql + Sync); 4] = [&id, &partition, &number, &body];
+            let is_last = number + 1 == commit.slices.len();
+            let (of, number, body) = (partition as i32, number as i32, &data[slice.stored.0..slice.stored.1]);
+            let parameters: [&(dyn ToSql + Sync); 4] = [&id, &of, &number, &body];
             let stored = client.execute(&self.chunk, &parameters);
-            let (copied, _) = tokio::try_join!(sink.as_mut().finish(), stored).expect("COPY ends");
+            let next = async {
+                match is_last {
+                    true => self.part(commit, id, partition, from).await.map(|_| None),
+                    false => copy_in().await.map(Some),
+                }
+            };
+            let (copied, _, next) = tokio::try_join!(sink.as_mut().finish(), stored, next).expect("COPY ends");
             assert_eq!(copied, slice.rows as u64);
+            copying = next;
         }
+    }
+
+    /// The stored part: one for all partitions, where the job has one for each.
+    async fn part(
+        &self,
+        commit: &Commit,
+        id: Uuid,
+        partition: usize,
+        from: &[i64],
+    ) -> Result<u64, tokio_postgres::Error> {
         let Ledger { cluster_id, group_id, topic_id, .. } = &self.ledger;
         let metadata = self.ledger.metadata(self.epoch, Uuid::nil());
-        client
-            .execute(
-                &self.part,
-                &[
-                    &id,
-                    cluster_id,
-                    group_id,
-                    topic_id,
-                    &(partition as i32),
-                    &from[partition],
-                    &to[partition],
-                    &metadata,
-                    &commit.rows,
-                    &self.output_topic,
-                ],
-            )
-            .await
-            .expect("a part");
+        let parameters: [&(dyn ToSql + Sync); 10] = [
+            &id,
+            cluster_id,
+            group_id,
+            topic_id,
+            &(partition as i32),
+            &from[partition],
+            &commit.to[partition],
+            &metadata,
+            &commit.rows,
+            &self.output_topic,
+        ];
+        self.client.execute(&self.part, &parameters).await
     }
 
     fn steps(&self, id: Uuid, from: &[i64], to: &[i64]) -> Vec<Step> {
@@ -286,17 +305,22 @@ fn assign(consumer: &BaseConsumer<Member>, spec: &Spec) {
     consumer.assign(&all).expect("an assignment");
 }
 
-/// Reads the topic for ever, in whole batches, and throws it away.
-fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>) {
+/// Reads the topic for ever, in whole batches, and throws it away. Says that it is `ready` once it has read `first` and
+/// librdkafka's queue is full; at once, if the topic does not hold as much.
+fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[i64], ready: oneshot::Sender<()>) {
     // SAFETY: the client outlives the queue, which lives as long as the process.
     let queue = unsafe { ffi::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+    let mut ready = Some(ready);
+    if !holds(consumer, first) {
+        ready.take().map(|ready| ready.send(()).expect("the job waits for it"));
+    }
     let mut batch = vec![std::ptr::null_mut(); 10_000];
     loop {
         // The first of a batch is waited for; the rest is what has come with it.
-        let Some(first) = consumer.poll(Duration::from_millis(100)) else { continue };
-        let first = first.expect("a message");
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let message = message.expect("a message");
         let mut seen = to.borrow().clone();
-        seen[first.partition() as usize] = first.offset() + 1;
+        seen[message.partition() as usize] = message.offset() + 1;
         loop {
             // SAFETY: as many places as are asked for; each message is read and given back once.
             let count = unsafe { ffi::rd_kafka_consume_batch_queue(queue, 0, batch.as_mut_ptr(), batch.len()) };
@@ -308,10 +332,37 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>) {
                 }
             }
             to.send_replace(seen.clone());
+            if ready.is_some() && seen.iter().zip(first).all(|(seen, first)| seen >= first) {
+                wait_until_full(queue);
+                ready.take().map(|ready| ready.send(()).expect("the job waits for it"));
+            }
             if count < batch.len() as isize {
                 break;
             }
         }
+    }
+}
+
+/// Whether the topic holds all that comes before these offsets.
+fn holds(consumer: &BaseConsumer<Member>, offsets: &[i64]) -> bool {
+    let topic = consumer.subscription().expect("a subscription").elements()[0].topic().to_owned();
+    let limit = Duration::from_secs(10);
+    let end = |partition: usize| consumer.fetch_watermarks(&topic, partition as i32, limit).expect("watermarks").1;
+    offsets.iter().enumerate().all(|(partition, &offset)| end(partition) >= offset)
+}
+
+/// Until nothing more comes into the queue, which nobody reads meanwhile.
+fn wait_until_full(queue: *mut ffi::rd_kafka_queue_t) {
+    // SAFETY: the queue is alive.
+    let length = || unsafe { ffi::rd_kafka_queue_length(queue) };
+    let mut before = length();
+    loop {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = length();
+        if now == before {
+            return;
+        }
+        before = now;
     }
 }
 

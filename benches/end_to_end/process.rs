@@ -7,9 +7,9 @@ use std::time::Duration;
 pub struct Usage {
     /// User and system time of all threads, ended ones too.
     pub cpu: Duration,
-    /// Resident memory now, in MiB.
+    /// Resident memory now, in MB (a million bytes).
     pub rss: f64,
-    /// The most there was at once, in MiB.
+    /// The most there was at once, in MB.
     pub peak: f64,
 }
 
@@ -22,11 +22,15 @@ impl Usage {
         // SAFETY: a plain question.
         let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-        let mib = |name: &str| {
+        let megabytes = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux says so");
-            line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<f64>().expect("a number") / 1024.0
+            line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<f64>().expect("a number") * 1024.0 / 1e6
         };
-        Usage { cpu: Duration::from_secs_f64(ticks as f64 / per_second), rss: mib("VmRSS:"), peak: mib("VmHWM:") }
+        Usage {
+            cpu: Duration::from_secs_f64(ticks as f64 / per_second),
+            rss: megabytes("VmRSS:"),
+            peak: megabytes("VmHWM:"),
+        }
     }
 
     /// CPU seconds since `earlier`.

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process as children;
+use openssl::hash::{MessageDigest, hash};
 
 use crate::encoded::Encoded;
 use crate::process::Usage;
@@ -28,6 +29,8 @@ struct Run {
     cpu_running: f64,
     cpu_whole: f64,
     peak: f64,
+    /// Transactions of each sink.
+    commits: f64,
 }
 
 /// Job or null job, running.
@@ -95,26 +98,38 @@ pub fn fresh(stack: &mut Stack, n: usize) {
         stack.execute("TRUNCATE dinnerbell.progress, dinnerbell.parts, dinnerbell.chunks");
     }
     stack.execute("CHECKPOINT");
+    // SAFETY: has no arguments and cannot fail.
+    unsafe { libc::sync() }
 }
 
-/// Each row once in each sink, by number and by what tells rows apart.
+/// Each row once in each sink, and the same rows in both: by number, by what tells rows apart, and by the sum of hashes of
+/// their JSON, as it came to Kafka and as Postgres writes the table's rows.
 pub fn verify(stack: &Stack, rows: u64) {
     let found =
         stack.rows("SELECT count(*), count(DISTINCT (adv_campaign_id, client_id)) FROM public.subscribers_feedback");
     let count = |column: usize| found[0][column].as_deref().and_then(|text| text.parse::<u64>().ok());
     assert_eq!((count(0), count(1)), (Some(rows), Some(rows)), "rows and distinct rows in Postgres");
-    let (mut in_kafka, mut sum) = (0u64, 0u64);
+    let (mut in_kafka, mut sum) = (0u64, 0i64);
     consume_each(&stack.bootstrap, &stack.triggers, true, |record| {
         in_kafka += 1;
-        sum += record.value.map_or(0, |value| value.len() as u64);
+        let digest = hash(MessageDigest::md5(), &record.value.expect("no tombstones")).expect("OpenSSL has MD5");
+        sum += i64::from(u32::from_be_bytes(*digest.first_chunk().expect("16 bytes")));
     });
     assert_eq!(in_kafka, rows, "rows in Kafka");
-    // The same rows by the bytes of their JSON, as Postgres writes them.
-    let json = "SELECT coalesce(sum(octet_length(json_strip_nulls(row_to_json(t))::text)), 0) FROM \
-                (SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, \
-                        adv_campaign_datetime_start, adv_campaign_datetime_end, client_id, datetime_created, \
-                        trigger_datetime_created FROM public.subscribers_feedback) t";
-    assert_eq!(sum as i64, stack.number(json), "bytes of the rows in Kafka and in Postgres");
+    let hashes = "SELECT coalesce(sum(('x' || left(md5(json_strip_nulls(row_to_json(t))::text), 8))::bit(32)::int8), 0)::int8 \
+                  FROM (SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, \
+                               adv_campaign_owner_contact, adv_campaign_datetime_start, adv_campaign_datetime_end, \
+                               client_id, datetime_created, trigger_datetime_created \
+                        FROM public.subscribers_feedback) t";
+    assert_eq!(sum, stack.number(hashes), "hashes of the rows in Kafka and in Postgres");
+}
+
+/// Whom the table of subscriptions does not have got no row. With their number, and each of them once, they are the join.
+fn verify_join(stack: &Stack) {
+    let strangers = "SELECT count(*) FROM public.subscribers_feedback f WHERE NOT EXISTS \
+                     (SELECT FROM public.subscribers_restaurants s \
+                      WHERE s.restaurant_id::text = f.restaurant_id::text AND s.client_id::text = f.client_id::text)";
+    assert_eq!(stack.number(strangers), 0, "rows of no subscription");
 }
 
 pub fn race(workload: Workload, options: &Options, report: &mut Report) {
@@ -153,13 +168,17 @@ fn one(stack: &mut Stack, n: usize, job: Option<Option<&PathBuf>>, encoded: &Enc
         // The ledger's rows were the null job's; the job registers its own.
         stack.execute("TRUNCATE dinnerbell.progress");
     }
-    let watch = Watch::new(stack, &stack.triggers);
+    let watch = Watch::new(stack);
     let started = Instant::now();
     let mut program = if job.is_some() { Program::job(stack) } else { Program::null(&spec) };
     let (ready, before) = (Instant::now(), Usage::of(program.pid()));
     let perf = job.flatten().map(|file| perf(program.pid(), file));
     let end = watch.wait(messages, || program.is_running());
     let after = Usage::of(program.pid());
+    let commits = match &program {
+        Program::Job(job) => job.metric("dinnerbell_commits_total", ""),
+        Program::Null(_) => encoded.commits.len() as f64,
+    };
     if let Some(mut perf) = perf {
         children::send(&perf, libc::SIGINT);
         perf.wait().expect("perf ends");
@@ -170,12 +189,16 @@ fn one(stack: &mut Stack, n: usize, job: Option<Option<&PathBuf>>, encoded: &Enc
     wait_until("the end", Duration::from_secs(30), || matches!(program, Program::Null(_)) || !program.is_running());
     drop(program);
     verify(stack, rows);
+    if n == 0 {
+        verify_join(stack);
+    }
     Run {
         running: (end - ready).as_secs_f64(),
         whole: (end - started).as_secs_f64(),
         cpu_running: after.since(&before),
         cpu_whole: after.cpu.as_secs_f64(),
         peak: after.peak,
+        commits,
     }
 }
 
@@ -196,7 +219,8 @@ fn tell(report: &mut Report, workload: Workload, name: &str, rows: f64, jobs: &[
             ("s from start", format!("{:.2}", middle(runs, |run| run.whole))),
             ("CPU s per million rows, running", format!("{:.2}", middle(runs, |run| run.cpu_running) / millions)),
             ("CPU s in all", format!("{:.2}", middle(runs, |run| run.cpu_whole))),
-            ("peak MiB", format!("{:.0}", middle(runs, |run| run.peak))),
+            ("peak MB", format!("{:.0}", middle(runs, |run| run.peak))),
+            ("commits", format!("{:.0}", middle(runs, |run| run.commits))),
         ];
         report.run(name, program, &figures);
     }

@@ -30,7 +30,7 @@ pub struct Watch {
 
 impl Watch {
     /// Connects, which takes its time: before the clock starts.
-    pub fn new(stack: &Stack, output: &str) -> Watch {
+    pub fn new(stack: &Stack) -> Watch {
         let runtime = runtime();
         let client = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(&stack.url, NoTls).await.expect("Postgres");
@@ -40,6 +40,8 @@ impl Watch {
         let consumer = |isolation: &str| -> BaseConsumer {
             let mut config = ClientConfig::new();
             config.set("bootstrap.servers", &stack.bootstrap).set("group.id", &stack.group);
+            // Offsets of a transaction that is about to end are asked for again within the call, by default 100 ms later.
+            config.set("retry.backoff.ms", "1").set("retry.backoff.max.ms", "5");
             config.set("isolation.level", isolation).create().expect("a consumer")
         };
         let watch = Watch {
@@ -49,7 +51,7 @@ impl Watch {
             uncommitted: consumer("read_uncommitted"),
             group: stack.group.clone(),
             topic: stack.campaigns.clone(),
-            output: output.to_owned(),
+            output: stack.triggers.clone(),
             partitions: 3,
         };
         watch.ends(&watch.uncommitted);

@@ -33,12 +33,11 @@ fn tell(what: &str, wanted: &str, value: f64, is_met: Option<bool>) {
     println!("| {what} | {wanted} | {value:.3} | {verdict} |");
 }
 
-/// Batches of one campaign each, of restaurants all over the table.
-pub fn cold_batches(pipeline: &Pipeline, restaurants: usize) -> Vec<RecordBatch> {
-    let mut random = fastrand::Rng::with_seed(7);
+/// Restaurants in an order that leads all over the table.
+pub fn shuffled(restaurants: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..restaurants).collect();
-    random.shuffle(&mut order);
-    order.into_iter().take(4_000).map(|of| pipeline.decode(&campaigns([of]))).collect()
+    fastrand::Rng::with_seed(7).shuffle(&mut order);
+    order
 }
 
 /// A table, the shipped query and the bare ones over it, and batches with and without a change of key.
@@ -56,7 +55,9 @@ impl Side {
         let table = lookups(restaurants, MATCHES);
         let pipeline = Pipeline::new(&table);
         let (join, scan) = (Pipeline::of_query(JOIN, &table), Pipeline::of_query(SCAN, &table));
-        let cold = cold_batches(&pipeline, restaurants);
+        // As many as the rounds use; a small table has fewer, and its rows stay in the caches.
+        let cold = shuffled(restaurants).into_iter().take(3 * ROUNDS);
+        let cold = cold.map(|of| pipeline.decode(&campaigns([of]))).collect();
         Side { table, pipeline, join, scan, cold }
     }
 
@@ -81,9 +82,11 @@ fn timed(work: impl FnOnce()) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
+/// The middle one; of an even number the mean of both.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let half = values.len() / 2;
+    if values.len().is_multiple_of(2) { (values[half - 1] + values[half]) / 2.0 } else { values[half] }
 }
 
 fn joins() {
@@ -94,15 +97,16 @@ fn joins() {
         for (side, offset) in [(&small, 0), (&large, 4)] {
             times[offset].push(side.batch(0));
             times[offset + 1].push(side.batch(round));
-            let (join, scan) = side.operator(round);
+            // Other keys, which the batches have not brought into the caches.
+            let (join, scan) = side.operator(2 * ROUNDS + round);
             times[offset + 2].push(join);
             times[offset + 3].push(scan);
         }
     }
     let [a_one, a_cold, a_join, a_scan, b_one, b_cold, b_join, b_scan] = times.map(median);
-    let ratio = b_one / a_one;
-    tell(&format!("one batch, one key: {name}"), "<= 1.1", ratio, Some(ratio <= 1.1));
-    tell(&format!("one batch, cold keys: {name}"), "", b_cold / a_cold, None);
+    let ratio = b_cold / a_cold;
+    tell(&format!("one batch, cold keys: {name}"), "<= 1.1", ratio, Some(ratio <= 1.1));
+    tell(&format!("one batch, one key: {name}"), "", b_one / a_one, None);
     let ratio = (b_join - b_scan) / (a_join - a_scan);
     tell(&format!("join operator alone, cold keys: {name}"), "<= 2", ratio, Some(ratio <= 2.0));
     let micros = |seconds: f64| seconds * 1e6;

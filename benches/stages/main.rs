@@ -20,7 +20,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use arrow::compute::concat_batches;
-use criterion::{Criterion, Throughput};
+use criterion::{BatchSize, Criterion, Throughput};
 use dinnerbell::encode::chunk;
 
 use pipeline::{Pipeline, campaign, campaigns, lookups, messages};
@@ -108,14 +108,12 @@ fn join_of(criterion: &mut Criterion, subscriptions: usize, matches: usize) {
     group.throughput(Throughput::Elements(matches as u64));
     let one = pipeline.decode(&campaigns([restaurants / 2]));
     group.bench_function("one key", |bench| bench.iter(|| assert_eq!(pipeline.run(&one, &table), matches)));
-    // Another key each time, so many that what one has brought into the caches is gone when it comes again.
-    let many = bars::cold_batches(&pipeline, restaurants);
-    let mut turn = 0;
-    let mut next = || {
-        turn += 1;
-        &many[turn % many.len()]
-    };
-    group.bench_function("cold keys", |bench| bench.iter(|| assert_eq!(pipeline.run(next(), &table), matches)));
+    // Another key each time, all over the table: where that is larger than the caches, its rows come from memory.
+    let mut order = bars::shuffled(restaurants).into_iter().cycle();
+    let mut next = || pipeline.decode(&campaigns([order.next().expect("endless")]));
+    group.bench_function("cold keys", |bench| {
+        bench.iter_batched(&mut next, |batch| assert_eq!(pipeline.run(&batch, &table), matches), BatchSize::SmallInput)
+    });
 }
 
 fn encode(criterion: &mut Criterion) {
@@ -137,13 +135,19 @@ fn encode(criterion: &mut Criterion) {
 /// Decode to encode, with sinks that keep nothing.
 fn null_sinks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("null sinks");
-    for (shape, restaurants, subscribers) in [("fan-out", 100, 1_000), ("crowd", 1, 100_000), ("selective", 10_000, 1)]
+    let expired = |campaign: String| campaign.replace("2659207116", "1659203517");
+    for (shape, restaurants, subscribers, active) in
+        [("fan-out", 100, 1_000, 1), ("crowd", 1, 100_000, 1), ("selective", 100_000, 1, 10)]
     {
         let table = lookups(restaurants, subscribers);
         let pipeline = Pipeline::new(&table);
-        let messages = campaigns(0..restaurants);
+        let campaign = |n: usize| campaign(n, n, "a second dessert");
+        let messages = messages((0..restaurants).map(|n| match n % active {
+            0 => campaign(n),
+            _ => expired(campaign(n)),
+        }));
         let mut sinks = pipeline.sinks();
-        group.throughput(Throughput::Elements((restaurants * subscribers) as u64));
+        group.throughput(Throughput::Elements((restaurants * subscribers / active) as u64));
         group.bench_function(shape, |bench| bench.iter(|| pipeline.ring(&messages, &table, &mut sinks)));
     }
 }

@@ -100,20 +100,7 @@ fn files() -> SqlFiles {
 impl Pipeline {
     /// The shipped SQL.
     pub fn new(lookups: &LookupSet) -> Pipeline {
-        Self::with(files(), lookups)
-    }
-
-    /// `triggers.sql` replaced. Its columns must fit the sink table.
-    pub fn of_query(sql: &str, lookups: &LookupSet) -> (Transform, tokio::runtime::Runtime) {
-        let mut files = files();
-        files.triggers.text = sql.to_owned();
-        let campaigns = schema(&files);
-        let runtime = runtime();
-        let compiled = runtime.block_on(Transform::compile(&files, campaigns.schema(), lookups, MEMORY));
-        (compiled.expect("the query"), runtime)
-    }
-
-    fn with(files: SqlFiles, lookups: &LookupSet) -> Pipeline {
+        let files = files();
         let campaigns = schema(&files);
         let runtime = runtime();
         let compiled = runtime.block_on(Transform::compile(&files, campaigns.schema(), lookups, MEMORY));
@@ -122,6 +109,16 @@ impl Pipeline {
             .expect("the shipped table");
         let decoder = Decoder::new(&campaigns, Limits { max_value_bytes: 1 << 20 });
         Pipeline { files, campaigns, decoder, transform, conform, runtime }
+    }
+
+    /// Another `triggers.sql`, and nothing behind it.
+    pub fn of_query(sql: &str, lookups: &LookupSet) -> (Transform, tokio::runtime::Runtime) {
+        let mut files = files();
+        files.triggers.text = sql.to_owned();
+        let campaigns = schema(&files);
+        let runtime = runtime();
+        let compiled = runtime.block_on(Transform::compile(&files, campaigns.schema(), lookups, MEMORY));
+        (compiled.expect("the query"), runtime)
     }
 
     /// Plans the query anew.

@@ -282,15 +282,21 @@ fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("the settings are valid")
 }
 
-/// A small heap and the quick compiler only: the broker shares two cores with the job and the test.
+/// For tests a small heap and the quick compiler only: the broker shares two cores with the job and the test. Benches, which
+/// are optimised builds, have it as Kafka's own scripts start it.
 fn java(class: &str) -> Command {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"));
     let libs = cache.join(format!("dinnerbell/kafka-{VERSION}/libs"));
     assert!(libs.is_dir(), "no Kafka in {}: run scripts/kafka-jars.sh (`make test` does)", libs.display());
     let mut command = Command::new("java");
-    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp"]);
-    command.arg(libs.join("*"));
+    if cfg!(debug_assertions) {
+        command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]);
+    } else {
+        command.args(["-server", "-Xmx1G", "-Xms1G", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]);
+        command.args(["-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent"]);
+    }
+    command.arg("-cp").arg(libs.join("*"));
     command
         .args(["-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"]);
     command.arg(class);
