@@ -311,8 +311,10 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[
     // SAFETY: the client outlives the queue, which lives as long as the process.
     let queue = unsafe { ffi::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
     let mut ready = Some(ready);
-    if !holds(consumer, first) {
-        ready.take().map(|ready| ready.send(()).expect("the job waits for it"));
+    if !holds(consumer, first)
+        && let Some(ready) = ready.take()
+    {
+        ready.send(()).expect("the job waits for it");
     }
     let mut batch = vec![std::ptr::null_mut(); 10_000];
     loop {
@@ -332,9 +334,11 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[
                 }
             }
             to.send_replace(seen.clone());
-            if ready.is_some() && seen.iter().zip(first).all(|(seen, first)| seen >= first) {
+            if seen.iter().zip(first).all(|(seen, first)| seen >= first)
+                && let Some(ready) = ready.take()
+            {
                 wait_until_full(queue);
-                ready.take().map(|ready| ready.send(()).expect("the job waits for it"));
+                ready.send(()).expect("the job waits for it");
             }
             if count < batch.len() as isize {
                 break;
