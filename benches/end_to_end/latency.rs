@@ -15,7 +15,7 @@ use tokio_postgres::NoTls;
 use crate::Options;
 use crate::encoded::{Encoded, runtime};
 use crate::process::Usage;
-use crate::race::{Program, fresh, verify};
+use crate::race::{Program, by_turns, fresh, verify};
 use crate::report::{Bar, Report, percentile};
 use crate::support::{Message, Stack};
 use crate::workload::{Subscribers, UUID_CLIENTS, message};
@@ -41,17 +41,7 @@ pub fn trickle(options: &Options, report: &mut Report) {
     Subscribers::Each { restaurants: RESTAURANTS, subscribers: SUBSCRIBERS }.insert(&stack, UUID_CLIENTS);
     let messages: Vec<Message> = (0..campaigns).map(|n| message(n, n % RESTAURANTS, true)).collect();
     let encoded = Encoded::new(&stack, &messages, 1);
-    let (mut jobs, mut nulls) = (Vec::new(), Vec::new());
-    for n in 0..=options.runs {
-        let round = if n % 2 == 0 { [true, false] } else { [false, true] };
-        for is_job in round {
-            let run = one(&mut stack, n, is_job, &encoded, &messages);
-            // As in the races, the first round only warms the servers up.
-            if n > 0 || options.runs == 0 {
-                if is_job { jobs.push(run) } else { nulls.push(run) }
-            }
-        }
-    }
+    let (jobs, nulls) = by_turns(options.runs, |n, is_job| one(&mut stack, n, is_job, &encoded, &messages));
     tell(report, &jobs, &nulls);
 }
 

@@ -143,21 +143,29 @@ pub fn race(workload: Workload, options: &Options, report: &mut Report) {
     assert_eq!(encoded.rows(), input.rows, "the encoded rows of {name}");
     let messages = input.messages.len() as u64;
     drop(input.messages);
+    let (jobs, nulls) = by_turns(options.runs, |n, is_job| {
+        let perf = options.perf.as_ref().filter(|_| n == options.runs);
+        let run = one(&mut stack, n, is_job.then_some(perf), &encoded, messages, input.rows);
+        let who = if is_job { "job" } else { "null" };
+        println!("  {name} {n} {who}: {:.3} s running, {:.3} s in all", run.running, run.whole);
+        run
+    });
+    tell(report, workload, &name, input.rows as f64, &jobs, &nulls);
+}
+
+/// Runs of the job and of the null job, each by turns first and second. `one` is given the round's number and whether it is the
+/// job's turn; the round of number 0 only warms the servers up, unless it is the only one.
+pub fn by_turns<R>(runs: usize, mut one: impl FnMut(usize, bool) -> R) -> (Vec<R>, Vec<R>) {
     let (mut jobs, mut nulls) = (Vec::new(), Vec::new());
-    for n in 0..=options.runs {
-        let perf = options.perf.clone().filter(|_| n == options.runs);
-        // By turns first and second; the round of number 0 only warms the servers up.
-        let round = if n % 2 == 0 { [true, false] } else { [false, true] };
-        for is_job in round {
-            let run = one(&mut stack, n, is_job.then_some(perf.as_ref()), &encoded, messages, input.rows);
-            let who = if is_job { "job" } else { "null" };
-            println!("  {name} {n} {who}: {:.3} s running, {:.3} s in all", run.running, run.whole);
-            if n > 0 || options.runs == 0 {
+    for n in 0..=runs {
+        for is_job in if n % 2 == 0 { [true, false] } else { [false, true] } {
+            let run = one(n, is_job);
+            if n > 0 || runs == 0 {
                 if is_job { jobs.push(run) } else { nulls.push(run) }
             }
         }
     }
-    tell(report, workload, &name, input.rows as f64, &jobs, &nulls);
+    (jobs, nulls)
 }
 
 /// One run; `job` is none for the null job, else what perf shall write, if anything.
