@@ -14,6 +14,7 @@
 //! promise and the protocol that keeps it.
 
 mod id;
+mod json;
 mod steps;
 #[cfg(test)]
 mod testdb;

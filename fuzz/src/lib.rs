@@ -8,6 +8,8 @@ pub mod decode;
 pub mod error;
 #[path = "../../src/id.rs"]
 mod id;
+#[path = "../../src/json.rs"]
+mod json;
 #[path = "../../src/messages.rs"]
 pub mod messages;
 #[path = "../../src/offsets.rs"]

@@ -77,7 +77,7 @@ impl CopyEncoder {
             .map_err(failed("preparing COPY"))?;
         // pgpq writes one header per encoder; this encoder outlives many COPYs and writes its own.
         pgpq.write_header(&mut BytesMut::new()).map_err(failed("preparing COPY"))?;
-        Ok(CopyEncoder { schema: schema.clone(), types: types.to_vec(), rows: Rows::new(pgpq, plain) })
+        Ok(CopyEncoder { schema: schema.clone(), types: types.to_vec(), rows: Rows::new(pgpq, &plain) })
     }
 
     /// Appends all rows of `batch` to `out`.

@@ -5,11 +5,13 @@
 //! as `2022-07-31`, decimals as numbers with all their places, bytes in base64. The same row always gives the same
 //! bytes. Lists and structs are refused when the schema is seen.
 //!
-//! In a fan-out, consecutive rows of a batch differ in one or two columns. A cell that equals the one above it is not
-//! written again: neighbouring cells that repeat are copied from the row above in one piece. To make pieces
-//! independent of their place, every cell ends with a comma, and the last comma of a row becomes its `}`.
+//! In a fan-out, consecutive rows of a batch differ in one or two columns. The first of such a run is written whole, the
+//! others are made of its pieces, with their own cells in between. To make pieces independent of their place, every cell
+//! ends with a comma, and the last comma of a row becomes its `}`.
 
 mod cells;
+
+use std::ops::Range;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::cast;
@@ -66,41 +68,56 @@ impl JsonRows {
     fn append(&self, batch: &RecordBatch, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<()> {
         let (arrays, columns) = self.columns(batch)?;
         let fresh = Fresh::find(&arrays, batch.num_rows());
-        // Where the cells end, counted from the row's beginning; the first entry is the end of `{`.
-        let (mut bounds, mut bounds_above) = (vec![1usize; columns.len() + 1], vec![1usize; columns.len() + 1]);
-        let mut above = out.len();
+        let most = columns.len() as u32 / 2;
+        let repeats = |fresh: &[u64]| fresh.iter().map(|word| word.count_ones()).sum::<u32>() <= most;
+        let mut row = Row { bytes: Vec::new(), bounds: Vec::with_capacity(columns.len() + 1) };
+        let mut first = 0;
         ends.reserve(batch.num_rows());
-        for row in 0..batch.num_rows() {
-            let begin = out.len();
-            out.push(b'{');
-            let mut column = 0;
-            while column < columns.len() {
-                let next = fresh.next(row, column);
-                if next > column {
-                    repeat(out, above, begin, &bounds_above[column..=next], &mut bounds[column..=next]);
-                    column = next;
-                    continue;
-                }
-                if !columns[column].is_null(row) {
-                    out.extend_from_slice(&self.keys[column]);
-                    columns[column].write(row, out).map_err(arrow("writing JSON"))?;
-                    out.push(b',');
-                }
-                column += 1;
-                bounds[column] = out.len() - begin;
+        while first < batch.num_rows() {
+            let end = fresh.end_of_run(first..batch.num_rows(), repeats);
+            self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
+            out.reserve(row.bytes.len().saturating_mul(end - first).min(MAX_RESERVE));
+            close(&row.bytes, out, ends);
+            if end > first + 1 {
+                let others = first + 1..end;
+                let pieces = self.pieces(&row, &fresh.columns(others.clone()));
+                pieces.write(&columns, others, out, ends).map_err(arrow("writing JSON"))?;
             }
-            match out.last_mut() {
-                Some(last) if *last == b',' => *last = b'}',
-                _ => out.push(b'}'),
-            }
-            if row == 0 {
-                out.reserve((out.len() - begin).saturating_mul(batch.num_rows()).min(MAX_RESERVE));
-            }
-            ends.push(out.len());
-            above = begin;
-            std::mem::swap(&mut bounds, &mut bounds_above);
+            first = end;
         }
         Ok(())
+    }
+
+    /// Writes one row, up to where its `}` would be.
+    fn row(&self, columns: &[Cells], at: usize, row: &mut Row) -> Result<(), ArrowError> {
+        let Row { bytes, bounds } = row;
+        bytes.clear();
+        bytes.push(b'{');
+        bounds.clear();
+        bounds.push(bytes.len());
+        for (key, cells) in self.keys.iter().zip(columns) {
+            if !cells.is_null(at) {
+                bytes.extend_from_slice(key);
+                cells.write(at, bytes)?;
+                bytes.push(b',');
+            }
+            bounds.push(bytes.len());
+        }
+        Ok(())
+    }
+
+    /// What rows that differ from `row` in these columns are made of.
+    fn pieces(&self, row: &Row, differing: &[usize]) -> Pieces {
+        let mut begin = 0;
+        let cells = differing.iter().map(|&column| {
+            let mut before = row.bytes[begin..row.bounds[column]].to_vec();
+            begin = row.bounds[column + 1];
+            let bare = before.len();
+            before.extend_from_slice(&self.keys[column]);
+            Piece { column, before, bare }
+        });
+        let cells = cells.collect();
+        Pieces { cells, rest: row.bytes[begin..].to_vec() }
     }
 
     fn columns(&self, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Vec<Cells>)> {
@@ -120,22 +137,65 @@ impl JsonRows {
     }
 }
 
-/// Bytes that are reserved at once on the strength of the first row: a large first row need not be typical.
+/// Bytes that are reserved at once on the strength of a run's first row: a large one need not be typical.
 const MAX_RESERVE: usize = 4 << 20;
 
-/// Copies neighbouring cells from the row that begins at `above` to the row that begins at `begin`. Both slices of
-/// bounds start with the end of the cell before the first one.
-fn repeat(out: &mut Vec<u8>, above: usize, begin: usize, from: &[usize], to: &mut [usize]) {
-    let (start, end) = (from[0], from[from.len() - 1]);
-    let here = out.len() - begin;
-    out.extend_from_within(above + start..above + end);
-    if let (true, Some(last)) = (start < end, out.last_mut()) {
-        // In the row above this may have been the last cell, with `}` for its comma.
-        *last = b',';
+/// One row without its `}`, each cell with its comma.
+struct Row {
+    bytes: Vec<u8>,
+    /// Where the cells end; the first entry is the end of `{`.
+    bounds: Vec<usize>,
+}
+
+/// A run of rows that repeat all but some cells.
+struct Pieces {
+    cells: Vec<Piece>,
+    /// What stands behind the last of them.
+    rest: Vec<u8>,
+}
+
+/// A cell that is written for each row, and what stands before it.
+struct Piece {
+    column: usize,
+    /// Up to the cell's value, its key included.
+    before: Vec<u8>,
+    /// Without the key: all that there is where the value is null.
+    bare: usize,
+}
+
+impl Pieces {
+    fn write(
+        &self,
+        columns: &[Cells],
+        rows: Range<usize>,
+        out: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<(), ArrowError> {
+        for row in rows {
+            for Piece { column, before, bare } in &self.cells {
+                let cells = &columns[*column];
+                if cells.is_null(row) {
+                    out.extend_from_slice(&before[..*bare]);
+                } else {
+                    out.extend_from_slice(before);
+                    cells.write(row, out)?;
+                    out.push(b',');
+                }
+            }
+            close(&self.rest, out, ends);
+        }
+        Ok(())
     }
-    for (to, from) in to.iter_mut().zip(from).skip(1) {
-        *to = from - start + here;
+}
+
+/// Appends the rest of a row and makes its last comma the `}`.
+fn close(rest: &[u8], out: &mut Vec<u8>, ends: &mut Vec<usize>) {
+    out.extend_from_slice(rest);
+    match out.last_mut() {
+        Some(last) if *last == b',' => *last = b'}',
+        _ => out.push(b'}'),
     }
+    ends.push(out.len());
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! Which cells of a batch repeat the one above. In a fan-out nearly all of them do: a campaign's columns are the same for
 //! each of its clients, and need no second escape, format or check.
 
+use std::ops::Range;
+
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{ArrowNativeType, DataType};
+
+/// Values compared at once.
+const BLOCK: usize = 64;
 
 /// Which cells differ from the one above: a bit per cell, rows of whole words. The first row is fresh throughout.
 pub(super) struct Fresh {
@@ -27,28 +32,28 @@ impl Fresh {
         Fresh { bits, words, columns: columns.len() }
     }
 
-    /// The first fresh column of `row` from `column` on, or the number of columns.
-    pub(super) fn next(&self, row: usize, column: usize) -> usize {
-        let words = &self.bits[row * self.words..(row + 1) * self.words];
-        let mut mask = u64::MAX << (column % 64);
-        for (position, word) in words.iter().enumerate().skip(column / 64) {
-            if word & mask != 0 {
-                return position * 64 + (word & mask).trailing_zeros() as usize;
-            }
-            mask = u64::MAX;
-        }
-        self.columns
+    /// Where the run that begins with the first of `rows` ends: its other rows differ from the one above only as `repeats`
+    /// allows, which is given their fresh columns, a bit each.
+    pub(super) fn end_of_run(&self, rows: Range<usize>, repeats: impl Fn(&[u64]) -> bool) -> usize {
+        (rows.start + 1..rows.end).find(|&row| !repeats(self.of(row))).unwrap_or(rows.end)
     }
 
-    /// The fresh columns of `row`, in order.
-    pub(super) fn of(&self, row: usize) -> impl Iterator<Item = usize> {
-        let mut column = 0;
-        std::iter::from_fn(move || {
-            let found = self.next(row, column);
-            column = found + 1;
-            (found < self.columns).then_some(found)
-        })
+    /// The columns that are fresh in any of these rows, in order.
+    pub(super) fn columns(&self, rows: Range<usize>) -> Vec<usize> {
+        let mut any = vec![0; self.words];
+        rows.for_each(|row| any.iter_mut().zip(self.of(row)).for_each(|(any, bits)| *any |= bits));
+        (0..self.columns).filter(|column| any[column / 64] >> (column % 64) & 1 == 1).collect()
     }
+
+    fn of(&self, row: usize) -> &[u64] {
+        &self.bits[row * self.words..(row + 1) * self.words]
+    }
+}
+
+/// A bit for each column, as [`Fresh`] has them.
+pub(super) fn bits(columns: &[bool]) -> Vec<u64> {
+    let word = |columns: &[bool]| columns.iter().rev().fold(0, |word, &column| word << 1 | u64::from(column));
+    columns.chunks(64).map(word).collect()
 }
 
 /// Calls `changed` for every row, the first one left out, whose value may differ from that of the row above.
@@ -82,10 +87,21 @@ pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
     }
 }
 
-fn fixed<T: ArrowNativeType + PartialEq>(array: &ArrayRef, changed: impl FnMut(usize)) {
+fn fixed<T: ArrowNativeType + PartialEq>(array: &ArrayRef, mut changed: impl FnMut(usize)) {
     let data = array.to_data();
     let values = &data.buffer::<T>(0)[..array.len()];
-    each(array.len(), array.nulls(), |a, b| values[a] == values[b], changed);
+    if array.nulls().is_some() {
+        return each(array.len(), array.nulls(), |a, b| values[a] == values[b], changed);
+    }
+    // Block by block against the same one row further up: in a fan-out nearly every block is one comparison of memory.
+    let mut row = 1;
+    while row < values.len() {
+        let end = values.len().min(row + BLOCK);
+        if values[row - 1..end - 1] != values[row..end] {
+            (row..end).filter(|&row| values[row - 1] != values[row]).for_each(&mut changed);
+        }
+        row = end;
+    }
 }
 
 fn each(len: usize, nulls: Option<&NullBuffer>, same: impl Fn(usize, usize) -> bool, mut changed: impl FnMut(usize)) {

@@ -6,7 +6,7 @@
 mod batch;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,15 @@ use crate::dead_letter::Letter;
 use crate::error::{Action, Error, Result};
 use crate::kafka;
 
-/// How long a wait for room in a queue, or for reports, lasts before the next look.
-const ACK_POLL: Duration = Duration::from_millis(1);
+/// Where librdkafka's queue is full, it is looked at again after so long: of its 64 MiB the broker takes a fraction in that time.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
-/// The longest that one try of an abort or an init lasts.
+/// The longest that one try of an abort or an init lasts, and the first try of an abort.
 const LONGEST_TRY: Duration = Duration::from_millis(100);
+const FIRST_ABORT: Duration = Duration::from_millis(1);
 
 /// The first try of an init: about as long as a connection takes.
 const FIRST_INIT: Duration = Duration::from_millis(10);
@@ -153,8 +154,7 @@ impl Producer {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                     record = returned;
-                    self.producer.poll(ACK_POLL);
-                    self.producer.context().check(topic)?;
+                    self.wait_for_room(topic)?;
                 }
                 Err((error, _)) => {
                     return Err(self.producer.context().explain(format!("producing to {topic}"), error));
@@ -162,6 +162,23 @@ impl Producer {
             }
         }
         Ok(())
+    }
+
+    /// Lets a moment pass in which records are sent.
+    ///
+    /// # Errors
+    /// The first record's that failed.
+    fn wait_for_room(&self, topic: &str) -> Result<()> {
+        self.read_reports();
+        self.producer.context().check(topic)?;
+        std::thread::sleep(ROOM_PAUSE);
+        Ok(())
+    }
+
+    /// Reads the reports that are there. Waiting for them is for librdkafka's own calls or a sleep: the wrapper's poll asks
+    /// for what is left of its time in whole milliseconds, and spins through the last one.
+    fn read_reports(&self) {
+        kafka::serve(&self.producer.context().heard, || self.producer.poll(Duration::ZERO));
     }
 
     /// Waits until Kafka has acknowledged every record of the transaction; false at the deadline, or once it is given up.
@@ -177,7 +194,7 @@ impl Producer {
                 unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
             let all = left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
             // A record that failed counts as on its way until its report is read.
-            self.producer.poll(if all { Duration::ZERO } else { ACK_POLL });
+            self.read_reports();
             self.producer.context().check("the transaction")?;
             if self.has_given_up() || (!all && Instant::now() >= deadline) {
                 return Ok(false);
@@ -222,13 +239,13 @@ impl Producer {
         // librdkafka throws away what it has not sent yet, reports each such record, and waits until all reports are read: by
         // our polls, so one long wait would never end. It also numbers the next records on, as if those had never been: a
         // purge of our own beforehand would leave a gap in their numbers, for which the broker refuses the next transaction.
-        let mut step = ACK_POLL;
+        let mut step = FIRST_ABORT;
         let outcome = loop {
             match self.producer.abort_transaction(step) {
                 Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) => {}
                 outcome => break outcome,
             }
-            self.producer.poll(ACK_POLL);
+            self.read_reports();
             step = (step * 2).min(LONGEST_TRY);
         };
         self.producer.context().clear();
@@ -272,6 +289,8 @@ fn init_transactions(producer: &BaseProducer<Failures>) -> Result<(), KafkaError
 /// What Kafka said of records that it did not take, the first one kept.
 #[derive(Default)]
 struct Failures {
+    /// Records that failed, errors and lines of the log so far, see [`kafka::serve`].
+    heard: AtomicU64,
     record: Mutex<Option<KafkaError>>,
     client: Mutex<Option<KafkaError>>,
     /// A transaction is open, or its end not confirmed.
@@ -313,6 +332,7 @@ impl Failures {
 
 impl ClientContext for Failures {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         // A single connection that breaks raises no error (only the loss of all brokers does), yet requests that were on
         // their way in it are sent again. One that closes while nothing is open had none; and librdkafka closes some by
         // itself, with other codes than these.
@@ -324,6 +344,7 @@ impl ClientContext for Failures {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(target: "librdkafka", %error, reason, "producer");
         self.tainted.store(true, Ordering::SeqCst);
         if let Ok(mut cause) = self.client.lock() {
@@ -336,6 +357,7 @@ impl ProducerContext for Failures {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         if let (Err((error, _)), Ok(mut failure)) = (result, self.record.lock()) {
             failure.get_or_insert_with(|| error.clone());
         }

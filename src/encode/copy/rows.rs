@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use pgpq::ArrowToPostgresBinaryEncoder;
 use pgpq::error::ErrorKind;
 
-use crate::encode::repeats::Fresh;
+use crate::encode::repeats::{Fresh, bits};
 
 /// A fan-out of fewer rows is left to pgpq: a call of it costs as much as it writes in that time.
 const WORTH: usize = 8;
@@ -17,13 +17,13 @@ const WORTH: usize = 8;
 #[derive(Debug)]
 pub(super) struct Rows {
     pgpq: ArrowToPostgresBinaryEncoder,
-    /// Columns whose binary form is their text.
-    plain: Vec<bool>,
+    /// Columns whose binary form is their text, a bit each.
+    plain: Vec<u64>,
 }
 
 impl Rows {
-    pub(super) fn new(pgpq: ArrowToPostgresBinaryEncoder, plain: Vec<bool>) -> Rows {
-        Rows { pgpq, plain }
+    pub(super) fn new(pgpq: ArrowToPostgresBinaryEncoder, plain: &[bool]) -> Rows {
+        Rows { pgpq, plain: bits(plain) }
     }
 
     /// Appends `rows` of `batch`, of which `fresh` knows what repeats.
@@ -51,25 +51,23 @@ impl Rows {
     /// The next row that is worth repeating, and the end of those that repeat it; none: the last row and the end.
     fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> (usize, usize) {
         let mut first = rows.start;
-        for row in rows.start + 1..rows.end {
-            if !fresh.of(row).all(|column| self.plain[column]) {
-                if row - first > WORTH {
-                    return (first, row);
-                }
-                first = row;
+        while first < rows.end {
+            let repeats = |fresh: &[u64]| fresh.iter().zip(&self.plain).all(|(fresh, plain)| fresh & !plain == 0);
+            let end = fresh.end_of_run(first..rows.end, repeats);
+            if end - first > WORTH {
+                return (first, end);
             }
+            first = end;
         }
-        if rows.end - first > WORTH { (first, rows.end) } else { (rows.end - 1, rows.end) }
+        (rows.end - 1, rows.end)
     }
 
     /// Writes rows that differ from `template` in columns of plain text only.
     fn repeat(&self, batch: &RecordBatch, fresh: &Fresh, template: &Row, rows: Range<usize>, out: &mut BytesMut) {
-        let mut differs = vec![false; batch.num_columns()];
-        rows.clone().flat_map(|row| fresh.of(row)).for_each(|column| differs[column] = true);
         // What stands before each text that differs, and what after the last one.
         let mut pieces: Vec<(&[u8], &StringViewArray)> = Vec::new();
         let mut begin = 0;
-        for (column, _) in differs.iter().enumerate().filter(|(_, differs)| **differs) {
+        for column in fresh.columns(rows.clone()) {
             let cell = &template.cells[column];
             pieces.push((&template.bytes[begin..cell.start], batch.column(column).as_string_view()));
             begin = cell.end;

@@ -11,6 +11,8 @@ use arrow::datatypes::{DataType, TimeUnit};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Timelike};
 
+use crate::json;
+
 /// A column, typed. Other types are cast to one of these without loss first ([`carrier`]).
 pub(super) enum Cells {
     Null,
@@ -132,40 +134,41 @@ fn not_finite(value: f64, out: &mut Vec<u8>) {
     });
 }
 
-/// What stands after the backslash for each byte: 0 for none, `u` for the four-digit form.
-const ESCAPES: [u8; 256] = {
-    let mut table = [0; 256];
-    let mut control = 0;
-    while control < 0x20 {
-        table[control] = b'u';
-        control += 1;
-    }
-    table[0x08] = b'b';
-    table[0x09] = b't';
-    table[0x0a] = b'n';
-    table[0x0c] = b'f';
-    table[0x0d] = b'r';
-    table[b'"' as usize] = b'"';
-    table[b'\\' as usize] = b'\\';
-    table
-};
-
 /// `text` in quotes, with the escapes that JSON demands and no others.
 pub(super) fn quoted(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|&byte| ESCAPES[byte as usize] != 0) {
-        let byte = rest[at];
-        out.extend_from_slice(&rest[..at]);
-        out.extend_from_slice(&[b'\\', ESCAPES[byte as usize]]);
-        if ESCAPES[byte as usize] == b'u' {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            out.extend_from_slice(&[b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-        }
-        rest = &rest[at + 1..];
+    loop {
+        let (ordinary, special) = rest.split_at(json::ordinary(rest));
+        out.extend_from_slice(ordinary);
+        let Some((&byte, behind)) = special.split_first() else { break };
+        escape(byte, out);
+        rest = behind;
     }
-    out.extend_from_slice(rest);
     out.push(b'"');
+}
+
+fn escape(byte: u8, out: &mut Vec<u8>) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let letter = match byte {
+        0x08 => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        0x0c => b'f',
+        b'\r' => b'r',
+        b'"' | b'\\' => byte,
+        _ => {
+            return out.extend_from_slice(&[
+                b'\\',
+                b'u',
+                b'0',
+                b'0',
+                HEX[usize::from(byte >> 4)],
+                HEX[usize::from(byte & 15)],
+            ]);
+        }
+    };
+    out.extend_from_slice(&[b'\\', letter]);
 }
 
 /// In quotes, with padding (RFC 4648, section 4).

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::{ACK_POLL, Producer};
+use super::Producer;
 use crate::error::{Error, Result};
 
 /// Records handed over at once: enough that a call costs nothing beside them.
@@ -41,8 +41,7 @@ impl Producer {
                 }
                 // After the first one without room none was taken.
                 begin += self.untaken(topic, rest)?;
-                self.producer.poll(ACK_POLL);
-                self.producer.context().check(topic)?;
+                self.wait_for_room(topic)?;
             }
         }
         Ok(())
