@@ -11,6 +11,9 @@ use super::value::Value;
 /// The most digits of which every number fits an `i64`.
 const DIGITS: usize = 18;
 
+/// One in each byte of a word.
+const EACH: u64 = u64::MAX / 0xff;
+
 /// Where plain reading keeps giving up, it is tried ever more rarely: what is read in vain costs a third of a strict
 /// pass. One message that is plain, and every one is tried again. The pauses are even, so the distances between attempts
 /// are odd: where every second message is plain, one is met soon.
@@ -63,20 +66,31 @@ impl<'m> Scanner<'m> {
         Some(*byte)
     }
 
+    #[inline]
     pub fn space(&mut self) {
-        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.rest {
+        // Nearly always there is none, and one comparison tells.
+        while let [byte @ ..=b' ', rest @ ..] = self.rest
+            && matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+        {
             self.rest = rest;
         }
     }
 
     /// Goes past `token` if it stands here.
-    pub fn eat(&mut self, token: &str) -> bool {
-        let rest = self.rest.strip_prefix(token.as_bytes());
+    #[inline]
+    pub fn eat(&mut self, token: &[u8]) -> bool {
+        let rest = self.rest.strip_prefix(token);
         self.rest = rest.unwrap_or(self.rest);
         rest.is_some()
     }
 
+    /// What is left of the text.
+    pub fn rest(&self) -> &'m [u8] {
+        self.rest
+    }
+
     /// A string without escapes.
+    #[inline]
     pub fn string(&mut self) -> Option<&'m str> {
         let [b'"', inside @ ..] = self.rest else { return None };
         let len = ordinary(inside);
@@ -90,6 +104,7 @@ impl<'m> Scanner<'m> {
     ///
     /// The visitor is the one of the strict pass, so that both agree on what fits a column. All that is neither a plain
     /// string nor a plain integer is cut out and left to the parser.
+    #[inline]
     pub fn value(&mut self, value: Value) -> Option<()> {
         if let Some(text) = self.string() {
             return value.visit_borrowed_str::<value::Error>(text).ok();
@@ -97,26 +112,40 @@ impl<'m> Scanner<'m> {
         if let Some(number) = self.integer() {
             return value.visit_i64::<value::Error>(number).ok();
         }
+        self.parsed(value)
+    }
+
+    /// Leaves the value to the parser. Apart from [`Scanner::value`], so that the plain ones do not carry its weight.
+    #[inline(never)]
+    fn parsed(&mut self, value: Value) -> Option<()> {
         let mut json = serde_json::Deserializer::from_str(self.scalar()?);
         value.deserialize(&mut json).ok()?;
         json.end().ok()
     }
 
     /// An integer that is not "-0" (a float to the parser) and has neither leading zeros nor too many digits.
+    #[inline]
     fn integer(&mut self) -> Option<i64> {
         let (negative, digits) = match self.rest {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
         };
-        let (mut len, mut number) = (0, 0_i64);
-        for digit in digits.iter().take(DIGITS).map(|byte| byte.wrapping_sub(b'0')).take_while(|digit| *digit < 10) {
-            number = number * 10 + i64::from(digit);
-            len += 1;
+        let (mut rest, mut number) = (digits, 0_i64);
+        while let Some((eight, behind)) = rest.split_first_chunk()
+            && let Some(value) = eight_digits(u64::from_le_bytes(*eight))
+        {
+            number = number.wrapping_mul(100_000_000).wrapping_add(value);
+            rest = behind;
         }
+        while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+            number = number.wrapping_mul(10).wrapping_add(i64::from(digit - b'0'));
+            rest = behind;
+        }
+        let len = digits.len() - rest.len();
         let leading_zero = digits.first() == Some(&b'0') && (len > 1 || negative);
-        let (_, rest) = digits.split_at_checked(len)?;
-        // Anything else behind it belongs to the number (a point, an exponent, more digits) or is wrong.
-        if len == 0 || leading_zero || !matches!(rest, [b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r', ..]) {
+        // Anything else behind it belongs to the number (a point, an exponent) or is wrong.
+        let ends = matches!(rest, [b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r', ..]);
+        if !(1..=DIGITS).contains(&len) || leading_zero || !ends {
             return None;
         }
         self.rest = rest;
@@ -151,8 +180,16 @@ fn escaped(inside: &[u8]) -> Option<usize> {
 }
 
 /// How many bytes come before the first quote, backslash or control character.
+#[inline]
 fn ordinary(bytes: &[u8]) -> usize {
     let mut at = 0;
+    while let Some(chunk) = bytes[at..].first_chunk() {
+        let found = special16(chunk);
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 16;
+    }
     while let Some(chunk) = bytes[at..].first_chunk() {
         let found = special(u64::from_le_bytes(*chunk));
         if found != 0 {
@@ -166,10 +203,31 @@ fn ordinary(bytes: &[u8]) -> usize {
 /// Eight bytes at once: the lowest bit that is set lies in the first one that is special. (A subtraction borrows only
 /// from bytes behind a special one, so that only those may be marked falsely.)
 fn special(bytes: u64) -> u64 {
-    const EACH: u64 = u64::MAX / 0xff;
     let below = |bytes: u64, limit: u8| bytes.wrapping_sub(EACH * u64::from(limit)) & !bytes;
-    let is = |byte: u8| below(bytes ^ (EACH * u64::from(byte)), 1);
-    (is(b'"') | is(b'\\') | below(bytes, b' ')) & (EACH << 7)
+    // With this bit changed, the quote stands directly behind the control characters, and nothing else does.
+    let quote_or_control = below(bytes ^ (EACH * 2), (b'"' ^ 2) + 1);
+    let backslash = below(bytes ^ (EACH * u64::from(b'\\')), 1);
+    (quote_or_control | backslash) & (EACH << 7)
+}
+
+/// Sixteen bytes at once, all bits of each special one set: a few instructions on vectors.
+fn special16(bytes: &[u8; 16]) -> u128 {
+    let mark = |byte: u8| if (byte == b'"') | (byte == b'\\') | (byte < b' ') { 0xff } else { 0 };
+    u128::from_le_bytes(bytes.map(mark))
+}
+
+/// The number that eight digits are, the first of them in the lowest byte: pairs of digits are added up, then pairs of
+/// those, then the two halves.
+fn eight_digits(bytes: u64) -> Option<i64> {
+    const HIGH: u64 = EACH * 0xf0;
+    // Six more than a digit still begins with a 3, and of what begins with a 3 only digits do so.
+    if bytes & HIGH != EACH * 0x30 || bytes.wrapping_add(EACH * 6) & HIGH != EACH * 0x30 {
+        return None;
+    }
+    let ones = bytes & (EACH * 0x0f);
+    let tens = (ones.wrapping_mul(10) + (ones >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let hundreds = (tens.wrapping_mul(100) + (tens >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((hundreds.wrapping_mul(10_000).wrapping_add(hundreds >> 32) & 0xffff_ffff) as i64)
 }
 
 #[cfg(test)]
