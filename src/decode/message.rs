@@ -135,7 +135,13 @@ impl<'m> Rows<'m> {
                 scanner.space();
                 Some(Some(follower.column))
             }
-            _ => self.learn_plain_key(scanner, last),
+            _ => {
+                // A copy, so that the scanner itself has no address and stays in registers.
+                let mut apart = *scanner;
+                let column = self.learn_plain_key(&mut apart, last);
+                *scanner = apart;
+                column
+            }
         }
     }
 

@@ -44,6 +44,7 @@ impl Patience {
 }
 
 /// A message's text, and what is left of it.
+#[derive(Clone, Copy)]
 pub struct Scanner<'m> {
     text: &'m str,
     rest: &'m [u8],
@@ -112,7 +113,11 @@ impl<'m> Scanner<'m> {
         if let Some(number) = self.integer() {
             return value.visit_i64::<value::Error>(number).ok();
         }
-        self.parsed(value)
+        // A copy, so that the scanner itself has no address and stays in registers.
+        let mut apart = *self;
+        let outcome = apart.parsed(value);
+        *self = apart;
+        outcome
     }
 
     /// Leaves the value to the parser. Apart from [`Scanner::value`], so that the plain ones do not carry its weight.
@@ -253,6 +258,25 @@ mod tests {
                         if is_special { len } else { len + 1 },
                         "{byte} behind {len} of {fill}"
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn eight_digits_are_a_number_and_nothing_else_is() {
+        for number in (0..100_000_000_i64).step_by(99_991).chain([99_999_999, 12_345_678]) {
+            let text = format!("{number:08}");
+            let bytes: [u8; 8] = text.as_bytes().try_into().unwrap();
+            assert_eq!(eight_digits(u64::from_le_bytes(bytes)), Some(number));
+        }
+        for at in 0..8 {
+            for fill in [b'0', b'9'] {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = [fill; 8];
+                    bytes[at] = byte;
+                    let is_number = eight_digits(u64::from_le_bytes(bytes)).is_some();
+                    assert_eq!(is_number, byte.is_ascii_digit(), "{byte} at {at} of {fill}");
                 }
             }
         }
