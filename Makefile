@@ -17,7 +17,7 @@ help:
 	@echo "make check   formatting and lints"
 	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses, and leaves the stages out)"
 	@echo "make profile a flame graph of the job under load, into $(FLAMES)"
-	@echo "make instructions  instructions a row from decode to encode, without servers (callgrind)"
+	@echo "make instructions  instructions a row from decode to encode, and a message decoded, without servers (callgrind)"
 	@echo "make fuzz    random bytes against decoder and stored chunks, each for two minutes (ARGS=600: seconds; needs nightly)"
 	@echo "make deny    licenses, sources and bans of dependencies (needs cargo-deny)"
 
@@ -74,19 +74,21 @@ profile: setup jars
 	perf script -i target/fan-out.perf | inferno-collapse-perf | inferno-flamegraph --title 'dinnerbell, fan-out' >$(FLAMES)
 	@echo "$(FLAMES)"
 
-# Instruction counts where perf has no counters: what ten commits of 100,000 rows cost, beside the start of the process.
-# Needs valgrind.
+# Instruction counts where perf has no counters: what ten commits of 100,000 rows cost, and a hundred batches of 1,000 plain
+# messages, beside the start of the process. Needs valgrind.
 instructions:
 	@mkdir -p target
 	cargo bench --bench stages --no-run
 	bench=$$(cargo bench --bench stages --no-run 2>&1 | sed -n 's/.*(\(.*\)).*/\1/p' | tail -n 1); \
-	for commits in 3 13; do \
-	  valgrind --tool=callgrind --callgrind-out-file=target/callgrind.$$commits "$$bench" --null-sinks $$commits || exit 1; \
+	for run in 'null-sinks 3' 'null-sinks 13' 'decode 10' 'decode 110'; do \
+	  set -- $$run; \
+	  valgrind --tool=callgrind --callgrind-out-file=target/callgrind.$$1.$$2 "$$bench" --$$1 $$2 || exit 1; \
 	done
-	callgrind_annotate target/callgrind.13 | head -n 60
-	@awk '/^summary:|^totals:/ { total[FILENAME] = $$2 } END { \
-	  printf "instructions a row, decode to encode: %.0f\n", (total["target/callgrind.13"] - total["target/callgrind.3"]) / 1e6 }' \
-	  target/callgrind.3 target/callgrind.13
+	callgrind_annotate target/callgrind.null-sinks.13 | head -n 60
+	@awk '/^summary:|^totals:/ { total[FILENAME] = $$2 } END { at = "target/callgrind."; \
+	  printf "instructions a row, decode to encode: %.0f\n", (total[at "null-sinks.13"] - total[at "null-sinks.3"]) / 1e6; \
+	  printf "instructions a plain message decoded: %.0f\n", (total[at "decode.110"] - total[at "decode.10"]) / 1e5 }' \
+	  target/callgrind.null-sinks.3 target/callgrind.null-sinks.13 target/callgrind.decode.10 target/callgrind.decode.110
 
 setup:
 	@scripts/setup.sh test

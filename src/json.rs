@@ -1,8 +1,19 @@
 //! What JSON text may hold as it is: shared by those who read it and those who write it.
 
+/// One in each byte of a word.
+pub(crate) const EACH: u64 = u64::MAX / 0xff;
+
 /// How many bytes come before the first quote, backslash or control character.
+#[inline]
 pub(crate) fn ordinary(bytes: &[u8]) -> usize {
     let mut at = 0;
+    while let Some(chunk) = bytes[at..].first_chunk() {
+        let found = special16(chunk);
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 16;
+    }
     while let Some(chunk) = bytes[at..].first_chunk() {
         let found = special(u64::from_le_bytes(*chunk));
         if found != 0 {
@@ -24,10 +35,17 @@ pub(crate) fn ordinary(bytes: &[u8]) -> usize {
 /// Eight bytes at once: the lowest bit that is set lies in the first one that is special. (A subtraction borrows only
 /// from bytes behind a special one, so that only those may be marked falsely.)
 fn special(bytes: u64) -> u64 {
-    const EACH: u64 = u64::MAX / 0xff;
     let below = |bytes: u64, limit: u8| bytes.wrapping_sub(EACH * u64::from(limit)) & !bytes;
-    let is = |byte: u8| below(bytes ^ (EACH * u64::from(byte)), 1);
-    (is(b'"') | is(b'\\') | below(bytes, b' ')) & (EACH << 7)
+    // With this bit changed, the quote stands directly behind the control characters, and nothing else does.
+    let quote_or_control = below(bytes ^ (EACH * 2), (b'"' ^ 2) + 1);
+    let backslash = below(bytes ^ (EACH * u64::from(b'\\')), 1);
+    (quote_or_control | backslash) & (EACH << 7)
+}
+
+/// Sixteen bytes at once, all bits of each special one set: a few instructions on vectors.
+fn special16(bytes: &[u8; 16]) -> u128 {
+    let mark = |byte: u8| if (byte == b'"') | (byte == b'\\') | (byte < b' ') { 0xff } else { 0 };
+    u128::from_le_bytes(bytes.map(mark))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! cargo bench --bench stages -- 'join/'             # those of that name, by criterion
 //! cargo bench --bench stages -- --bars              # the bars alone
 //! cargo bench --bench stages -- --null-sinks 20     # 20 commits of 100,000 rows and nothing else: for profilers
+//! cargo bench --bench stages -- --decode 20         # 20 batches of 1,000 plain messages decoded, as above
 //! ```
 //!
 //! `STAGES_MAX_SUBSCRIPTIONS` leaves out larger lookup tables (10 million need 2 GB).
@@ -31,6 +32,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--bars"] => return bars::print(),
+        ["--decode", batches] => return decode_only(batches.parse().expect("a number of batches")),
         ["--null-sinks", commits] => return bars::null_sinks(commits.parse().expect("a number of commits")),
         _ => {}
     }
@@ -57,6 +59,14 @@ pub fn largest() -> usize {
 }
 
 const MESSAGES: usize = 1_000;
+
+/// Plain messages to columns, for profilers.
+fn decode_only(batches: usize) {
+    let pipeline = Pipeline::new(&lookups(1, 1));
+    let messages = messages((0..MESSAGES).map(|n| campaign(n, n, "a second dessert")));
+    let rows: usize = (0..batches).map(|_| pipeline.decode(black_box(&messages)).num_rows()).sum();
+    assert_eq!(rows, batches * MESSAGES);
+}
 
 fn decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decode");

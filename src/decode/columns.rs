@@ -49,10 +49,12 @@ impl ColumnBuilder {
         Self { len: 0, values, nulls: column.nullable.then(|| NullBufferBuilder::new(capacity)) }
     }
 
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
+    #[inline]
     pub fn push_view(&mut self, view: u128) {
         if let Values::Text(values) = &mut self.values {
             values.push(view);
@@ -60,6 +62,7 @@ impl ColumnBuilder {
         }
     }
 
+    #[inline]
     pub fn push_integer(&mut self, value: i64) {
         if let Values::Integer(values) = &mut self.values {
             values.push(value);
@@ -132,6 +135,7 @@ impl ColumnBuilder {
         })
     }
 
+    #[inline]
     fn pushed(&mut self, valid: bool) {
         self.len += 1;
         if let Some(nulls) = &mut self.nulls {
@@ -164,6 +168,7 @@ fn narrow<T: ArrowPrimitiveType>(
 }
 
 /// As Arrow's [`make_view`], which is a call, with a branch for each length of those texts that fit into the view.
+#[inline]
 fn view(text: &[u8], buffer: u32, offset: u32) -> u128 {
     match text.first_chunk() {
         Some(&first) if text.len() > INLINE => [text.len() as u32, u32::from_le_bytes(first), buffer, offset]
@@ -187,6 +192,7 @@ impl Strings {
 
     /// A view of `text`, which lies inside the arena: nothing is copied. (Text from elsewhere would be, and text
     /// behind the first 4 GiB, where a view cannot point.)
+    #[inline]
     pub fn borrowed(&mut self, text: &str) -> u128 {
         let offset = (text.as_ptr() as usize).wrapping_sub(self.arena.as_ptr() as usize);
         let inside = offset.checked_add(text.len()).is_some_and(|end| end <= self.arena.len());

@@ -28,9 +28,17 @@ pub struct Rows<'m> {
     strings: Strings,
     len: usize,
     unknown: UnknownKeys<'m>,
-    /// What came after each column the last time, the first of all at the end: producers write fields in one order.
-    followers: Vec<usize>,
+    /// What came after each column the last time, the first of all at the end.
+    followers: Vec<Follower<'m>>,
     patience: Patience,
+}
+
+/// The field that came after another one: producers write fields in one order, and always with the same white space.
+#[derive(Clone, Copy)]
+struct Follower<'m> {
+    column: usize,
+    /// All that stood between the two values, where plain reading went past it: this column's key is in it.
+    lead: Option<&'m [u8]>,
 }
 
 impl<'m> Rows<'m> {
@@ -38,7 +46,8 @@ impl<'m> Rows<'m> {
     pub fn new(columns: &'m [Column], by_name: &'m HashMap<String, usize>, arena: &Buffer, capacity: usize) -> Self {
         let builders = columns.iter().map(|column| ColumnBuilder::new(column, capacity)).collect();
         let strings = Strings::new(arena.clone());
-        let followers = (1..=columns.len()).chain([0]).collect();
+        let follower = |column| Follower { column, lead: None };
+        let followers = (1..=columns.len()).chain([0]).map(follower).collect();
         Self {
             columns,
             by_name,
@@ -96,41 +105,70 @@ impl<'m> Rows<'m> {
     /// Reads a message of declared fields only, each of them once, or gives up.
     fn read_plain(&mut self, text: &'m str) -> Option<()> {
         let mut scanner = Scanner::new(text);
-        if scanner.next() != Some(b'{') {
-            return None;
-        }
-        let mut last = self.columns.len();
-        loop {
-            last = self.read_plain_field(&mut scanner, last)?;
-            match scanner.next()? {
-                b',' => {}
-                b'}' => break,
-                _ => return None,
+        let mut found = None;
+        let (mut last, mut fields) = (self.columns.len(), 0);
+        while let Some(column) = self.next_plain_key(&mut scanner, last)? {
+            let builder = &mut self.builders[column];
+            if builder.len() > self.len {
+                return None;
             }
+            let found = &mut found;
+            scanner.value(Value { column: &self.columns[column], builder, strings: &mut self.strings, found })?;
+            (last, fields) = (column, fields + 1);
         }
         scanner.space();
         if !scanner.is_at_end() {
             return None;
         }
-        self.complete().ok()
+        // Each of them was there once, so there is nothing to look for.
+        if fields == self.columns.len() { Some(()) } else { self.complete().ok() }
     }
 
-    /// Reads the field that comes after column `last`, and says which column it is.
-    fn read_plain_field(&mut self, scanner: &mut Scanner<'m>, last: usize) -> Option<usize> {
+    /// Goes to the value of the field that comes after column `last`, and says which column it is; to the message's end
+    /// if there is none.
+    #[inline]
+    fn next_plain_key(&mut self, scanner: &mut Scanner<'m>, last: usize) -> Option<Option<usize>> {
+        let follower = self.followers[last];
+        match follower.lead {
+            Some(lead) if scanner.eat(lead) => {
+                // There may be more white space than the last time.
+                scanner.space();
+                Some(Some(follower.column))
+            }
+            _ => {
+                // A copy, so that the scanner itself has no address and stays in registers.
+                let mut apart = *scanner;
+                let column = self.learn_plain_key(&mut apart, last);
+                *scanner = apart;
+                column
+            }
+        }
+    }
+
+    /// As [`Rows::next_plain_key`], where the message differs from the ones before.
+    #[inline(never)]
+    fn learn_plain_key(&mut self, scanner: &mut Scanner<'m>, last: usize) -> Option<Option<usize>> {
+        let before = scanner.rest();
+        let is_first = last == self.columns.len();
+        match scanner.next()? {
+            b'{' if is_first => {}
+            b',' if !is_first => {}
+            b'}' if !is_first => return Some(None),
+            _ => return None,
+        }
         scanner.space();
-        let guess = self.followers[last];
+        let guess = self.followers[last].column;
         let column = match self.columns.get(guess) {
-            Some(column) if scanner.eat(&column.key) => guess,
+            Some(column) if scanner.eat(column.key.as_bytes()) => guess,
             _ => self.column_of(scanner.string()?, last)?,
         };
-        let builder = &mut self.builders[column];
-        if scanner.next()? != b':' || builder.len() > self.len {
+        if scanner.next()? != b':' {
             return None;
         }
         scanner.space();
-        let found = &mut None;
-        scanner.value(Value { column: &self.columns[column], builder, strings: &mut self.strings, found })?;
-        Some(column)
+        let lead = before.get(..before.len() - scanner.rest().len());
+        self.followers[last] = Follower { column, lead };
+        Some(Some(column))
     }
 
     fn read_strictly(&mut self, text: &'m str) -> Result<(), Problem> {
@@ -163,12 +201,12 @@ impl<'m> Rows<'m> {
 
     /// The column of `key`, which comes after column `last`.
     fn column_of(&mut self, key: &str, last: usize) -> Option<usize> {
-        let guess = self.followers[last];
+        let guess = self.followers[last].column;
         match self.columns.get(guess) {
             Some(column) if column.name == key => Some(guess),
             _ => {
                 let column = *self.by_name.get(key)?;
-                self.followers[last] = column;
+                self.followers[last] = Follower { column, lead: None };
                 Some(column)
             }
         }

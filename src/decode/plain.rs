@@ -7,7 +7,7 @@
 use serde::de::{DeserializeSeed, Visitor, value};
 
 use super::value::Value;
-use crate::json::ordinary;
+use crate::json::{EACH, ordinary};
 
 /// The most digits of which every number fits an `i64`.
 const DIGITS: usize = 18;
@@ -42,6 +42,7 @@ impl Patience {
 }
 
 /// A message's text, and what is left of it.
+#[derive(Clone, Copy)]
 pub struct Scanner<'m> {
     text: &'m str,
     rest: &'m [u8],
@@ -64,20 +65,31 @@ impl<'m> Scanner<'m> {
         Some(*byte)
     }
 
+    #[inline]
     pub fn space(&mut self) {
-        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.rest {
+        // Nearly always there is none, and one comparison tells.
+        while let [byte @ ..=b' ', rest @ ..] = self.rest
+            && matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+        {
             self.rest = rest;
         }
     }
 
     /// Goes past `token` if it stands here.
-    pub fn eat(&mut self, token: &str) -> bool {
-        let rest = self.rest.strip_prefix(token.as_bytes());
+    #[inline]
+    pub fn eat(&mut self, token: &[u8]) -> bool {
+        let rest = self.rest.strip_prefix(token);
         self.rest = rest.unwrap_or(self.rest);
         rest.is_some()
     }
 
+    /// What is left of the text.
+    pub fn rest(&self) -> &'m [u8] {
+        self.rest
+    }
+
     /// A string without escapes.
+    #[inline]
     pub fn string(&mut self) -> Option<&'m str> {
         let [b'"', inside @ ..] = self.rest else { return None };
         let len = ordinary(inside);
@@ -91,6 +103,7 @@ impl<'m> Scanner<'m> {
     ///
     /// The visitor is the one of the strict pass, so that both agree on what fits a column. All that is neither a plain
     /// string nor a plain integer is cut out and left to the parser.
+    #[inline]
     pub fn value(&mut self, value: Value) -> Option<()> {
         if let Some(text) = self.string() {
             return value.visit_borrowed_str::<value::Error>(text).ok();
@@ -98,26 +111,44 @@ impl<'m> Scanner<'m> {
         if let Some(number) = self.integer() {
             return value.visit_i64::<value::Error>(number).ok();
         }
+        // A copy, so that the scanner itself has no address and stays in registers.
+        let mut apart = *self;
+        let outcome = apart.parsed(value);
+        *self = apart;
+        outcome
+    }
+
+    /// Leaves the value to the parser. Apart from [`Scanner::value`], so that the plain ones do not carry its weight.
+    #[inline(never)]
+    fn parsed(&mut self, value: Value) -> Option<()> {
         let mut json = serde_json::Deserializer::from_str(self.scalar()?);
         value.deserialize(&mut json).ok()?;
         json.end().ok()
     }
 
     /// An integer that is not "-0" (a float to the parser) and has neither leading zeros nor too many digits.
+    #[inline]
     fn integer(&mut self) -> Option<i64> {
         let (negative, digits) = match self.rest {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
         };
-        let (mut len, mut number) = (0, 0_i64);
-        for digit in digits.iter().take(DIGITS).map(|byte| byte.wrapping_sub(b'0')).take_while(|digit| *digit < 10) {
-            number = number * 10 + i64::from(digit);
-            len += 1;
+        let (mut rest, mut number) = (digits, 0_i64);
+        while let Some((eight, behind)) = rest.split_first_chunk()
+            && let Some(value) = eight_digits(u64::from_le_bytes(*eight))
+        {
+            number = number.wrapping_mul(100_000_000).wrapping_add(value);
+            rest = behind;
         }
+        while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+            number = number.wrapping_mul(10).wrapping_add(i64::from(digit - b'0'));
+            rest = behind;
+        }
+        let len = digits.len() - rest.len();
         let leading_zero = digits.first() == Some(&b'0') && (len > 1 || negative);
-        let (_, rest) = digits.split_at_checked(len)?;
-        // Anything else behind it belongs to the number (a point, an exponent, more digits) or is wrong.
-        if len == 0 || leading_zero || !matches!(rest, [b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r', ..]) {
+        // Anything else behind it belongs to the number (a point, an exponent) or is wrong.
+        let ends = matches!(rest, [b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r', ..]);
+        if !(1..=DIGITS).contains(&len) || leading_zero || !ends {
             return None;
         }
         self.rest = rest;
@@ -151,9 +182,42 @@ fn escaped(inside: &[u8]) -> Option<usize> {
     }
 }
 
+/// The number that eight digits are, the first of them in the lowest byte: pairs of digits are added up, then pairs of
+/// those, then the two halves.
+fn eight_digits(bytes: u64) -> Option<i64> {
+    const HIGH: u64 = EACH * 0xf0;
+    // Six more than a digit still begins with a 3, and of what begins with a 3 only digits do so.
+    if bytes & HIGH != EACH * 0x30 || bytes.wrapping_add(EACH * 6) & HIGH != EACH * 0x30 {
+        return None;
+    }
+    let ones = bytes & (EACH * 0x0f);
+    let tens = (ones.wrapping_mul(10) + (ones >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let hundreds = (tens.wrapping_mul(100) + (tens >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((hundreds.wrapping_mul(10_000).wrapping_add(hundreds >> 32) & 0xffff_ffff) as i64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn eight_digits_are_a_number_and_nothing_else_is() {
+        for number in (0..100_000_000_i64).step_by(99_991).chain([99_999_999, 12_345_678]) {
+            let text = format!("{number:08}");
+            let bytes: [u8; 8] = text.as_bytes().try_into().unwrap();
+            assert_eq!(eight_digits(u64::from_le_bytes(bytes)), Some(number));
+        }
+        for at in 0..8 {
+            for fill in [b'0', b'9'] {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = [fill; 8];
+                    bytes[at] = byte;
+                    let is_number = eight_digits(u64::from_le_bytes(bytes)).is_some();
+                    assert_eq!(is_number, byte.is_ascii_digit(), "{byte} at {at} of {fill}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn vain_attempts_become_rare_and_one_success_ends_that() {

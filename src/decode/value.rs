@@ -61,6 +61,7 @@ impl<'m> Visitor<'m> for Value<'_> {
         f.write_str(words::expected(self.column.kind))
     }
 
+    #[inline]
     fn visit_borrowed_str<E: Error>(self, text: &'m str) -> Result<(), E> {
         if self.column.kind != Kind::Text {
             return self.instant_or_wrong(text);
@@ -79,6 +80,7 @@ impl<'m> Visitor<'m> for Value<'_> {
         Ok(())
     }
 
+    #[inline]
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
         let fits = match self.column.kind {
             Kind::Int64 => true,

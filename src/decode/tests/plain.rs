@@ -217,6 +217,34 @@ fn every_small_change_of_a_message_is_judged_alike() {
     agree(&values);
 }
 
+/// What stood between two values the last time is a guess, whatever stands there now.
+#[test]
+fn what_was_learned_of_other_messages_is_only_a_guess() {
+    let shapes = [
+        r#"{"id":"i","at":1}"#,
+        r#"{"id": "i", "at": 1}"#,
+        r#"{"id":  "i" ,"at":   1 }"#,
+        r#"{"at":1,"id":"i"}"#,
+        r#"{"id":"i","note":"n","at":1}"#,
+        r#"{"id":"i","at":1,"at":1}"#,
+        r#"{"id":"i","at":,"at":1}"#,
+        r#"{"id":"i","at": }"#,
+        r#"{"id":,"id":"i","at":1}"#,
+        r#"{"id":"i","atx":1,"at":1}"#,
+        r#"{"id":"i"{"id":"i","at":1}"#,
+        r#"{"id":"i","at":1}{"id":"i"}"#,
+        r#"{"id":"i","at":"#,
+        r#"{"id":"#,
+    ];
+    let pairs = shapes.iter().flat_map(|one| shapes.iter().flat_map(move |other| [one, other]));
+    agree(&pairs.map(|shape| shape.as_bytes().to_vec()).collect::<Vec<_>>());
+    for one in &shapes[..5] {
+        for other in &shapes[..5] {
+            assert!(is_read_plainly(&[one, other]), "{one} {other}");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_plain_is_left_to_the_strict_pass() {
     for (message, plain) in [
