@@ -52,7 +52,7 @@ impl Fresh {
 }
 
 /// Calls `changed` for every row, the first one left out, whose value may differ from that of the row above.
-pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
+pub(super) fn each_change(array: &dyn Array, mut changed: impl FnMut(usize)) {
     let len = array.len();
     match array.data_type() {
         DataType::Null => {}
@@ -82,7 +82,7 @@ pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
     }
 }
 
-fn fixed<T: ArrowNativeType + PartialEq>(array: &ArrayRef, changed: impl FnMut(usize)) {
+fn fixed<T: ArrowNativeType + PartialEq>(array: &dyn Array, changed: impl FnMut(usize)) {
     let data = array.to_data();
     let values = &data.buffer::<T>(0)[..array.len()];
     each(array.len(), array.nulls(), |a, b| values[a] == values[b], changed);
