@@ -13,6 +13,8 @@ pub(crate) type IdText = [u8; TEXT_LEN];
 const GROUPS: [(usize, usize, usize); 5] = [(0, 0, 8), (9, 8, 4), (14, 12, 4), (19, 16, 4), (24, 20, 12)];
 
 /// The id that prints as `text`, if there is one.
+// Within a larger loop, the compiler takes the pairs of digits one by one.
+#[inline(never)]
 pub(crate) fn parse(text: &[u8]) -> Option<Id> {
     let text: &IdText = text.try_into().ok()?;
     let mut digits = [0; 32];
@@ -41,18 +43,26 @@ pub(crate) fn parse(text: &[u8]) -> Option<Id> {
 const LETTER: u16 = (b'a' - b'9' - 1) as u16;
 
 pub(crate) fn print(id: Id) -> IdText {
-    let mut digits = [0; 32];
-    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(id.map(u16::from)) {
-        let halves = (byte >> 4 | byte << 8) & 0x0f0f;
-        // Halves above 9 overflow into the bit that makes them letters.
-        let letters = ((halves + 0x0606) >> 4) & 0x0101;
-        *pair = (halves + 0x3030 + letters * LETTER).to_le_bytes();
-    }
+    let digits = digits_of(id);
     let mut text = [b'-'; TEXT_LEN];
     for (from, to, len) in GROUPS {
         text[from..from + len].copy_from_slice(&digits[to..to + len]);
     }
     text
+}
+
+// Where the compiler sees what becomes of the digits, it makes them group by group, in twice as many steps.
+#[inline(never)]
+fn digits_of(id: Id) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(id) {
+        let byte = u16::from(byte);
+        let halves = (byte >> 4 | byte << 8) & 0x0f0f;
+        // Halves above 9 overflow into the bit that makes them letters.
+        let letters = ((halves + 0x0606) >> 4) & 0x0101;
+        *pair = (halves + 0x3030 + letters * LETTER).to_le_bytes();
+    }
+    digits
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ const ID_LEN: i32 = size_of::<Id>() as i32;
 /// The texts of `parts`, one after the other; `None` where too few of them are ids.
 pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, ArrowError> {
     let rows: usize = parts.iter().map(|part| part.len()).sum();
-    let mut ids: Vec<u8> = Vec::with_capacity(rows * size_of::<Id>());
+    let mut ids: Vec<Id> = Vec::with_capacity(rows);
     let mut nulls = NullBufferBuilder::new(rows);
     let mut others = Others::default();
     for part in parts {
@@ -49,7 +49,7 @@ pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, Arro
                 }
             }
             nulls.append(id.is_some());
-            ids.extend_from_slice(&id.map_or(Id::default(), scattered));
+            ids.push(id.map_or(Id::default(), scattered));
         }
     }
     let nulls = nulls.finish();
@@ -57,7 +57,7 @@ pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, Arro
     if count == 0 || others.count > (count + others.count) / OTHERS {
         return Ok(None);
     }
-    let ids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_new(ID_LEN, Buffer::from_vec(ids), nulls)?);
+    let ids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_new(ID_LEN, Buffer::from_vec(ids.into_flattened()), nulls)?);
     let texts = others.finish(rows)?;
     let field = |name: &str, array: &ArrayRef| Field::new(name, array.data_type().clone(), true);
     let fields = Fields::from(vec![field("id", &ids), field("text", &texts)]);
@@ -103,11 +103,13 @@ fn print(stored: &[u8], arena: &mut Arena) -> Option<u128> {
 
 /// The two bytes that have a UUID's version and variant, each mixed with the random one behind it; done twice, as before.
 /// As they are, those bytes are rare enough not to be worth a Huffman code, and frequent enough for zstd to try.
-fn scattered(mut id: Id) -> Id {
-    id[6] ^= id[7];
-    id[8] ^= id[9];
-    id
+fn scattered(id: Id) -> Id {
+    let word = u128::from_be_bytes(id);
+    (word ^ (word << 8 & SCATTERED)).to_be_bytes()
 }
+
+/// The seventh byte and the ninth.
+const SCATTERED: u128 = 0x0000_0000_0000_ff00_ff00_0000_0000_0000;
 
 /// The texts that are no ids, each a run of one row, with runs of nulls between them.
 #[derive(Default)]
