@@ -9,49 +9,60 @@ pub(crate) const TEXT_LEN: usize = 36;
 pub(crate) type Id = [u8; 16];
 pub(crate) type IdText = [u8; TEXT_LEN];
 
-/// Where the hexadecimal digits stand in the text: by four bytes of the id, two places of four digits.
-const DIGITS: [[usize; 2]; 4] = [[0, 4], [9, 14], [19, 24], [28, 32]];
+/// Where the groups of hexadecimal digits stand: in the text, among the 32 digits, and how many they are.
+const GROUPS: [(usize, usize, usize); 5] = [(0, 0, 8), (9, 8, 4), (14, 12, 4), (19, 16, 4), (24, 20, 12)];
 
 /// The id that prints as `text`, if there is one.
+// Within a larger loop, the compiler takes the pairs of digits one by one.
+#[inline(never)]
 pub(crate) fn parse(text: &[u8]) -> Option<Id> {
     let text: &IdText = text.try_into().ok()?;
-    let four = |at: usize| u64::from(u32::from_le_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]));
-    let mut id = Id::default();
-    for (bytes, [first, second]) in id.chunks_exact_mut(4).zip(DIGITS) {
-        bytes.copy_from_slice(&bytes_of(four(first) | four(second) << 32));
+    let mut digits = [0; 32];
+    for (from, to, len) in GROUPS {
+        digits[to..to + len].copy_from_slice(&text[from..from + len]);
     }
-    // What was no digit, or no hyphen, has come out as something else.
-    (print(id) == *text).then_some(id)
+    let hyphens = [8, 13, 18, 23].iter().fold(0, |wrong, &at| wrong | (text[at] ^ b'-'));
+    let mut id = Id::default();
+    let mut wrong = u16::from(hyphens);
+    // Two digits in a word, without branches: the compiler takes several words at once.
+    for (byte, pair) in id.iter_mut().zip(digits.as_chunks::<2>().0) {
+        let pair = u16::from_le_bytes(*pair);
+        // '0' is 0x30; 'a' is 0x61, and 9 more than its low half. No sum carries over into the other digit.
+        let letters = (pair >> 6) & 0x0101;
+        let halves = (pair & 0x0f0f) + letters * 9;
+        // Upper halves of the bytes other than 3 for a figure, 6 for a letter; then values above 15, and those below 10 or
+        // not that go with the wrong kind.
+        wrong |= pair ^ (halves + 0x3030 + letters * LETTER);
+        wrong |= (halves | ((halves + 0x0606) ^ (letters << 4))) & 0x1010;
+        *byte = (halves << 4 | halves >> 8) as u8;
+    }
+    (wrong == 0).then_some(id)
 }
 
+/// What a letter is more than a figure would be that went on behind '9'.
+const LETTER: u16 = (b'a' - b'9' - 1) as u16;
+
 pub(crate) fn print(id: Id) -> IdText {
+    let digits = digits_of(id);
     let mut text = [b'-'; TEXT_LEN];
-    for (bytes, [first, second]) in id.chunks_exact(4).zip(DIGITS) {
-        let digits = digits_of([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        text[first..first + 4].copy_from_slice(&digits[..4]);
-        text[second..second + 4].copy_from_slice(&digits[4..]);
+    for (from, to, len) in GROUPS {
+        text[from..from + len].copy_from_slice(&digits[to..to + len]);
     }
     text
 }
 
-/// Four bytes of eight digits, all at once in one word; nonsense of anything else.
-fn bytes_of(digits: u64) -> [u8; 4] {
-    // '0' is 0x30; 'a' is 0x61, and 9 more than its low half.
-    let halves = (digits & 0x0f0f_0f0f_0f0f_0f0f) + ((digits >> 6) & 0x0101_0101_0101_0101) * 9;
-    let bytes = ((halves << 4) | (halves >> 8)) & 0x00ff_00ff_00ff_00ff;
-    let pairs = (bytes | (bytes >> 8)) & 0x0000_ffff_0000_ffff;
-    ((pairs | (pairs >> 16)) as u32).to_le_bytes()
-}
-
-/// The way back.
-fn digits_of(bytes: [u8; 4]) -> [u8; 8] {
-    let bytes = u64::from(u32::from_le_bytes(bytes));
-    let pairs = (bytes | (bytes << 16)) & 0x0000_ffff_0000_ffff;
-    let bytes = (pairs | (pairs << 8)) & 0x00ff_00ff_00ff_00ff;
-    let halves = ((bytes >> 4) & 0x000f_000f_000f_000f) | ((bytes & 0x000f_000f_000f_000f) << 8);
-    // Halves above 9 overflow into the bit that makes them letters.
-    let letters = ((halves + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
-    (halves + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'9' - 1)).to_le_bytes()
+// Where the compiler sees what becomes of the digits, it makes them group by group, in twice as many steps.
+#[inline(never)]
+fn digits_of(id: Id) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(id) {
+        let byte = u16::from(byte);
+        let halves = (byte >> 4 | byte << 8) & 0x0f0f;
+        // Halves above 9 overflow into the bit that makes them letters.
+        let letters = ((halves + 0x0606) >> 4) & 0x0101;
+        *pair = (halves + 0x3030 + letters * LETTER).to_le_bytes();
+    }
+    digits
 }
 
 #[cfg(test)]

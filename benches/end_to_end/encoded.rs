@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
 use bytes::BytesMut;
 use chrono::Utc;
 use dinnerbell::config::Config;
@@ -120,7 +119,9 @@ impl Slicer {
 
     fn end_slice(&mut self, out: &mut Out) {
         let batches = std::mem::take(&mut self.batches);
-        let Some(first) = batches.first() else { return };
+        if batches.is_empty() {
+            return;
+        }
         let (mut buffer, mut spans) = (BytesMut::new(), Vec::new());
         copy::header(&mut buffer);
         for batch in &batches {
@@ -135,8 +136,7 @@ impl Slicer {
             self.json.encode(batch, &mut json, &mut ends).expect("conformed rows");
         }
         let ends: Vec<u8> = ends.iter().flat_map(|&end| (end as u32).to_le_bytes()).collect();
-        let whole = concat_batches(&first.schema(), &batches).expect("one schema");
-        let stored = chunk::pack(&whole).expect("conformed rows");
+        let stored = chunk::pack_all(&batches).expect("conformed rows");
         self.slices.push(Slice {
             rows: std::mem::take(&mut self.rows) as i64,
             copy: spans,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
-use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use bytes::BytesMut;
 use chrono::Utc;
@@ -244,9 +243,9 @@ impl NullSinks {
         self.bytes += std::mem::take(&mut self.buffer).len();
         self.rows = 0;
         let slice = std::mem::take(&mut self.slice);
-        let Some(first) = slice.first() else { return };
-        let whole = concat_batches(first.schema_ref(), &slice).expect("one schema");
-        self.bytes += chunk::pack(&whole).expect("conformed rows").len();
+        if !slice.is_empty() {
+            self.bytes += chunk::pack_all(&slice).expect("conformed rows").len();
+        }
     }
 }
 

@@ -188,9 +188,9 @@ impl Step {
     fn check(&self, array: &ArrayRef) -> Option<(usize, String)> {
         match self.fit.check {
             Check::Nothing => None,
-            Check::Text => first_text(array.as_string_view(), |text| text.as_bytes().contains(&0))
+            Check::Text => first_zero(array.as_string_view())
                 .map(|row| (row, "text with the character U+0000, which Postgres cannot store".into())),
-            Check::Uuid => first_text(array.as_string_view(), |text| uuid::Uuid::try_parse(text).is_err())
+            Check::Uuid => first_text(array.as_string_view(), |_, text| uuid::Uuid::try_parse(text).is_err())
                 .map(|row| (row, format!("{} is not a uuid", shorten(array.as_string_view().value(row))))),
             Check::Date => {
                 let dates = array.as_primitive::<Date32Type>();
@@ -210,20 +210,37 @@ impl Step {
 
 const OUTSIDE_YEARS: &str = "a time outside the years 0001 to 9999, which RFC 3339 cannot write";
 
-/// The first row whose text is `bad`. A fan-out repeats views in consecutive rows: each run is looked at once.
-fn first_text(array: &StringViewArray, bad: impl Fn(&str) -> bool) -> Option<usize> {
+/// The first row whose text, given with its view, is `bad`. A fan-out repeats views in consecutive rows: each run is looked at once.
+fn first_text(array: &StringViewArray, bad: impl Fn(u128, &str) -> bool) -> Option<usize> {
     let mut good = None;
     for (row, view) in array.views().iter().enumerate() {
         if good == Some(*view) || array.is_null(row) {
             continue;
         }
-        if bad(array.value(row)) {
+        if bad(*view, array.value(row)) {
             return Some(row);
         }
         good = Some(*view);
     }
     None
 }
+
+/// The first row whose text has the character U+0000.
+fn first_zero(array: &StringViewArray) -> Option<usize> {
+    let buffers = array.data_buffers();
+    let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+    // Looked at whole where they can hardly be more than the texts of these rows: many short searches cost more than one.
+    let none_behind_views =
+        bytes <= WHOLE * array.len() && buffers.iter().all(|buffer| memchr::memchr(0, buffer).is_none());
+    let bad = |text: &str| memchr::memchr(0, text.as_bytes()).is_some();
+    first_text(array, |view, text| (view as u32 <= INLINE || !none_behind_views) && bad(text))
+}
+
+/// Bytes in an array's buffers per row up to which they are looked at whole: two ids or so.
+const WHOLE: usize = 64;
+
+/// Views up to this length hold their text themselves.
+const INLINE: u32 = 12;
 
 /// At most 80 characters of a value, for a message.
 fn shorten(value: &str) -> String {

@@ -40,8 +40,9 @@ impl Fresh {
 
     /// The columns that are fresh in any of these rows, in order.
     pub(super) fn columns(&self, rows: Range<usize>) -> Vec<usize> {
-        let mut any = vec![0; self.words];
-        rows.for_each(|row| any.iter_mut().zip(self.of(row)).for_each(|(any, bits)| *any |= bits));
+        let bits = &self.bits[rows.start * self.words..rows.end * self.words];
+        let any = |word| bits.iter().skip(word).step_by(self.words).fold(0, |any, bits| any | bits);
+        let any: Vec<u64> = (0..self.words).map(any).collect();
         (0..self.columns).filter(|column| any[column / 64] >> (column % 64) & 1 == 1).collect()
     }
 
@@ -57,7 +58,7 @@ pub(super) fn bits(columns: &[bool]) -> Vec<u64> {
 }
 
 /// Calls `changed` for every row, the first one left out, whose value may differ from that of the row above.
-pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
+pub(super) fn each_change(array: &dyn Array, mut changed: impl FnMut(usize)) {
     let len = array.len();
     match array.data_type() {
         DataType::Null => {}
@@ -87,10 +88,10 @@ pub(super) fn each_change(array: &ArrayRef, mut changed: impl FnMut(usize)) {
     }
 }
 
-fn fixed<T: ArrowNativeType + PartialEq>(array: &ArrayRef, mut changed: impl FnMut(usize)) {
+fn fixed<T: ArrowNativeType + PartialEq>(array: &dyn Array, mut changed: impl FnMut(usize)) {
     let data = array.to_data();
     let values = &data.buffer::<T>(0)[..array.len()];
-    if array.nulls().is_some() {
+    if array.null_count() > 0 {
         return each(array.len(), array.nulls(), |a, b| values[a] == values[b], changed);
     }
     // Block by block against the same one row further up: in a fan-out nearly every block is one comparison of memory.

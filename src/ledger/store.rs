@@ -13,7 +13,7 @@ use crate::postgres::{self, Connection};
 pub const PROTOCOL: i32 = 1;
 
 /// The format of stored parts that this binary writes. It reads this one and all older ones.
-pub const PART_FORMAT: i32 = 2;
+pub const PART_FORMAT: i32 = 3;
 
 const SCHEMA: &str = include_str!("schema.sql");
 

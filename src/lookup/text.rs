@@ -13,7 +13,7 @@
 use std::hash::BuildHasher;
 
 use arrow::array::builder::make_view;
-use arrow::array::{NullBufferBuilder, StringViewArray};
+use arrow::array::{ByteView, NullBufferBuilder, StringViewArray};
 use arrow::buffer::{Buffer, ScalarBuffer};
 use datafusion::common::hash_utils::RandomState;
 
@@ -149,7 +149,7 @@ impl TextColumn {
             }
             let cell = if row == NO_ROW { NULL } else { self.cells[row as usize] };
             if !cell.starts_with(&MARK) {
-                printed.push(&id::print(cell));
+                printed.push_id(cell);
             } else if let Some(text) = self.text(cell) {
                 printed.push(text.as_bytes());
             } else {
@@ -188,6 +188,20 @@ impl Printed {
         if text.len() > 12 {
             self.block.extend_from_slice(text);
         }
+    }
+
+    /// As [`Printed::push`], of a length that is known.
+    fn push_id(&mut self, id: Id) {
+        let text = id::print(id);
+        if self.block.len() + text.len() > LONGEST_BLOCK {
+            self.full.push(std::mem::take(&mut self.block).into());
+        }
+        let view = ByteView::new(id::TEXT_LEN as u32, &text[..4])
+            .with_buffer_index(self.full.len() as u32)
+            .with_offset(self.block.len() as u32);
+        self.views.push(view.as_u128());
+        self.nulls.append_non_null();
+        self.block.extend_from_slice(&text);
     }
 
     fn push_null(&mut self) {

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt;
@@ -105,7 +104,7 @@ impl<'a> Writer<'a> {
                     let batch = dead_letter::to_record_batch(&letters)?;
                     self.written[part].letters += letters.len() as i64;
                     let number = self.number(part);
-                    self.store(part, number, ChunkKind::Letters, &batch).await?;
+                    self.store(part, number, ChunkKind::Letters, &[batch]).await?;
                     inbox.recv().await
                 }
                 Piece::Rows { part, batch, .. } => {
@@ -159,9 +158,7 @@ impl<'a> Writer<'a> {
             chunks.push((part, self.number(part), run));
         }
         let store = chunks.iter().map(async |(part, number, run)| {
-            let schema = run[0].1.schema();
-            let rows = concat_batches(&schema, run.iter().map(|(_, batch)| batch))
-                .map_err(|error| Error::engine("gathering a stored chunk")(error.into()))?;
+            let rows: Vec<RecordBatch> = run.iter().map(|(_, batch)| batch.clone()).collect();
             self.store(*part, *number, ChunkKind::Rows, &rows).await
         });
         let store = futures::future::try_join_all(store);
@@ -204,8 +201,8 @@ impl<'a> Writer<'a> {
         number
     }
 
-    async fn store(&self, part: usize, number: i32, kind: ChunkKind, batch: &RecordBatch) -> Result<()> {
-        let body = chunk::pack(batch)?;
+    async fn store(&self, part: usize, number: i32, kind: ChunkKind, batches: &[RecordBatch]) -> Result<()> {
+        let body = chunk::pack_all(batches)?;
         self.ledger.insert_chunk(self.client, self.commit, self.partitions[part], number, kind, &body).await
     }
 }

@@ -1,4 +1,6 @@
-use arrow::array::{DictionaryArray, Int32Array, StringViewArray, StringViewBuilder};
+use arrow::array::{
+    DictionaryArray, FixedSizeBinaryArray, Int32Array, RunArray, StringViewArray, StringViewBuilder, StructArray,
+};
 use arrow::datatypes::{Field, Int32Type, Schema};
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -25,7 +27,7 @@ fn ipc(batch: &RecordBatch) -> Vec<u8> {
 /// The stream of a chunk of the present format.
 fn thin_ipc(batch: &RecordBatch) -> Vec<u8> {
     let mut out = Vec::new();
-    write(&thin::thin(batch).unwrap(), &mut out).unwrap();
+    write(&thin::thin(std::slice::from_ref(batch)).unwrap(), &mut out).unwrap();
     out
 }
 
@@ -56,12 +58,13 @@ fn a_slice_of_a_join_holds_its_own_bytes_once() {
 #[test]
 fn what_repeats_is_stored_once_and_ids_in_sixteen_bytes() {
     let batch = samples::fan_out(3, 20_000);
-    let thin = thin::thin(&batch).unwrap();
+    let thin = thin::thin(std::slice::from_ref(&batch)).unwrap();
     let types: Vec<String> = thin.columns().iter().map(|column| column.data_type().to_string()).collect();
-    assert_eq!(types[2], "Binary");
+    assert!(types[2].starts_with("Struct"), "{types:?}");
     assert!([0, 1, 3].into_iter().all(|column| types[column].starts_with("RunEndEncoded")), "{types:?}");
-    let ids = thin.column(2).as_binary::<i32>();
-    assert_eq!(ids.values().len(), 60_000 * 17);
+    let ids = thin.column(2).as_struct();
+    assert_eq!(ids.column(0).as_fixed_size_binary().value_data().len(), 60_000 * 16);
+    assert_eq!(ids.column(1).as_run::<Int32Type>().values().len(), 1);
     assert_eq!(unpack(&pack(&batch).unwrap()).unwrap(), batch);
 }
 
@@ -79,7 +82,7 @@ fn odd_ids_come_back_as_they_were() {
         Some("\u{1}0123456789abcdef"),
     ];
     let batch = RecordBatch::try_from_iter([("id", Arc::new(StringViewArray::from_iter(odd)) as ArrayRef)]).unwrap();
-    assert_eq!(thin::thin(&batch).unwrap().column(0).data_type(), &DataType::Binary);
+    assert_eq!(thin::thin(std::slice::from_ref(&batch)).unwrap().column(0).data_type(), &DataType::Binary);
     assert_eq!(unpack(&pack(&batch).unwrap()).unwrap(), batch);
 }
 
@@ -88,6 +91,76 @@ fn odd_ids_come_back_as_they_were() {
 fn chunks_of_the_first_format_are_read() {
     for batch in [samples::fan_out(3, 50), samples::fan_out(1, 1), samples::fan_out(0, 0)] {
         assert_eq!(unpack(&with_checksum(&ipc(&batch))).unwrap(), batch);
+    }
+}
+
+/// Ids among other texts, as format 2 had them.
+#[test]
+fn chunks_of_the_second_format_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/stored_batch");
+    let stream = std::fs::read(folder.join("format-2.thin.ipc")).unwrap();
+    assert!(stream.windows(5).any(|bytes| bytes == b"texts"));
+    let chunk = std::fs::read(folder.join("format-2.chunk")).unwrap();
+    for chunk in [chunk, with_checksum(&stream)] {
+        assert_eq!(unpack(&chunk).unwrap(), samples::fan_out(2, 3));
+    }
+}
+
+/// Random ids of version 4, as most are: what zstd takes for noise, it leaves as it is.
+#[test]
+fn stored_ids_are_not_encoded_in_vain() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let ids = (0..60_000).map(|_| uuid::Builder::from_random_bytes(random.u128(..).to_le_bytes()).into_uuid());
+    let ids = StringViewArray::from_iter_values(ids.map(|id| id.to_string()));
+    let batch = RecordBatch::try_from_iter([("id", Arc::new(ids) as ArrayRef)]).unwrap();
+    let packed = pack(&batch).unwrap();
+    let stored = thin::thin(std::slice::from_ref(&batch)).unwrap();
+    let ids = stored.column(0).as_struct().column(0).as_fixed_size_binary().value_data();
+    // One of the blocks of 128 KiB in between has them all, byte for byte.
+    assert!(packed.windows(1 << 16).any(|bytes| bytes == &ids[1 << 18..][..1 << 16]));
+    assert!(packed.len() < 60_000 * 16 + 2_000, "{}", packed.len());
+    assert_eq!(unpack(&packed).unwrap(), batch);
+}
+
+/// Forms that no chunk has: both an id and a text in a row, ids of another length, too few rows of texts.
+#[test]
+fn forged_ids_are_errors() {
+    let ids = |len: i32, valid: Vec<bool>| -> ArrayRef {
+        let bytes = Buffer::from_vec(vec![7u8; valid.len() * len as usize]);
+        Arc::new(FixedSizeBinaryArray::try_new(len, bytes, Some(valid.into())).unwrap())
+    };
+    let texts = |ends: &[i32], texts: &[Option<&str>]| -> ArrayRef {
+        let values = StringViewArray::from_iter(texts);
+        Arc::new(RunArray::<Int32Type>::try_new(&Int32Array::from(ends.to_vec()), &values).unwrap())
+    };
+    let read = |columns: Vec<(&str, ArrayRef)>| {
+        let columns = StructArray::try_from(columns).unwrap();
+        let marked = [("dinnerbell.stored".to_owned(), "ids".to_owned())].into();
+        let field = Field::new("id", columns.data_type().clone(), true).with_metadata(marked);
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![Arc::new(columns)]).unwrap();
+        let mut stream = Vec::new();
+        write(&batch, &mut stream).unwrap();
+        unpack(&with_checksum(&stream))
+    };
+    let (some, text) = (ids(16, vec![true, false]), texts(&[1, 2], &[None, Some("a")]));
+    let good = read(vec![("id", some.clone()), ("text", text.clone())]).unwrap();
+    // Two bytes were mixed with those behind them.
+    let id = "07070707-0707-0007-0007-070707070707";
+    assert_eq!(good.column(0).as_string_view().iter().collect::<Vec<_>>(), [Some(id), Some("a")]);
+    let plain: ArrayRef = Arc::new(StringViewArray::from_iter([None, Some("a")]));
+    let forged = [
+        vec![("id", ids(16, vec![true, true])), ("text", text.clone())],
+        vec![("id", some.clone()), ("text", texts(&[2], &[Some("a")]))],
+        vec![("id", ids(15, vec![true, false])), ("text", text.clone())],
+        vec![("id", ids(1, vec![true, false])), ("text", text.clone())],
+        vec![("id", some.clone()), ("text", plain)],
+        vec![("id", text.clone()), ("text", some.clone())],
+        vec![("id", some.clone())],
+        vec![("id", some.clone()), ("text", text.clone()), ("more", some)],
+    ];
+    for columns in forged {
+        let told = read(columns).unwrap_err().to_string();
+        assert!(told.contains("stored ids are none"), "{told}");
     }
 }
 
@@ -182,6 +255,44 @@ proptest! {
         let back = unpack(&pack(&slice).unwrap()).unwrap();
         prop_assert_eq!(sinks(&back), sinks(&slice));
         prop_assert_eq!(back, slice);
+    }
+
+    #[test]
+    fn ids_among_other_texts_round_trip(
+        others in prop_oneof![Just(0), Just(1), Just(4), Just(9), Just(40)],
+        picks in proptest::collection::vec((0..40usize, 0..4usize, any::<[u8; 16]>(), ".{0,60}"), 0..600),
+        cuts in proptest::collection::vec(any::<Index>(), 0..4),
+        from in any::<Index>(),
+    ) {
+        let id = |bytes| uuid::Uuid::from_bytes(bytes).hyphenated().to_string();
+        let texts = picks.into_iter().map(|(pick, kind, bytes, text)| match (pick < others, kind) {
+            (false, _) => Some(id(bytes)),
+            (_, 0) => None,
+            (_, 1) => Some(id(bytes).to_uppercase()),
+            (_, 2) => Some(id(bytes).replace('-', "_")),
+            _ => Some(text),
+        });
+        let whole: ArrayRef = Arc::new(StringViewArray::from_iter(texts));
+        let n: ArrayRef = Arc::new(Int32Array::from_iter_values((0..whole.len() as i32).map(|row| row / 50)));
+        let batch = RecordBatch::try_from_iter_with_nullable([("id", whole, true), ("n", n, false)]).unwrap();
+        let from = from.index(batch.num_rows() + 1);
+        let batch = batch.slice(from, batch.num_rows() - from);
+        // The rows as they are, and the same in parts.
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(batch.num_rows() + 1)).collect();
+        cuts.sort_unstable();
+        let ends = cuts.iter().copied().chain([batch.num_rows()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let parts: Vec<RecordBatch> = starts.zip(ends).map(|(start, end)| batch.slice(start, end - start)).collect();
+        for packed in [pack(&batch).unwrap(), pack_all(&parts).unwrap()] {
+            let back = unpack(&packed).unwrap();
+            prop_assert_eq!(back.schema(), batch.schema());
+            prop_assert_eq!(back, batch.clone());
+        }
+        // Few other texts make no other form.
+        if others == 0 && batch.num_rows() > 0 {
+            let stored = thin::thin(std::slice::from_ref(&batch)).unwrap();
+            prop_assert!(stored.column(0).as_struct_opt().is_some());
+        }
     }
 
     #[test]

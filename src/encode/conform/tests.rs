@@ -93,6 +93,31 @@ fn the_first_offending_row_wins_over_all_columns() {
     assert_eq!(refused, RefusedRow { index: 1, column: "b".into(), reason });
 }
 
+/// Behind a view or in it, in a buffer that holds little else or a lot; and none that only other rows refer to.
+#[test]
+fn nul_is_found_in_these_rows_wherever_their_text_stands() {
+    let long = "a text that stands in a buffer";
+    let nul = format!("{long}\0");
+    for bad in [nul.as_str(), "\0", "a\0b"] {
+        for rows in [3, 300] {
+            let mut texts = vec![long; rows];
+            texts.extend([bad, "", "b", bad]);
+            let array: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts));
+            // A slice keeps the whole buffer; of 3 rows, it is more than would be looked at whole.
+            for (from, len, expected) in
+                [(0, rows + 4, Some(rows)), (rows - 2, 3, Some(2)), (0, rows, None), (rows + 1, 2, None)]
+            {
+                let found = fit(array.slice(from, len), Type::TEXT, "text").unwrap();
+                assert_eq!(
+                    found.err().map(|refused| refused.index),
+                    expected,
+                    "{bad:?}, {len} rows from {from} of {rows}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn text_of_every_layout_becomes_views_and_nul_is_found() {
     let dictionary: DictionaryArray<Int32Type> = vec![Some("a"), None, Some("a\0b")].into_iter().collect();
