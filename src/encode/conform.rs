@@ -210,7 +210,8 @@ impl Step {
 
 const OUTSIDE_YEARS: &str = "a time outside the years 0001 to 9999, which RFC 3339 cannot write";
 
-/// The first row whose text, given with its view, is `bad`. A fan-out repeats views in consecutive rows: each run is looked at once.
+/// The first row whose text, given with its view, is `bad`. A fan-out repeats views in consecutive rows: each run is
+/// looked at once.
 fn first_text(array: &StringViewArray, bad: impl Fn(u128, &str) -> bool) -> Option<usize> {
     let mut good = None;
     for (row, view) in array.views().iter().enumerate() {
