@@ -27,7 +27,8 @@ use crate::dead_letter::Letter;
 use crate::error::{Action, Error, Result};
 use crate::kafka;
 
-/// Where librdkafka's queue is full, it is looked at again after so long: of its 64 MiB the broker takes a fraction in that time.
+/// Where librdkafka's queue is full, it is looked at again after so long: of its 64 MiB the broker takes a fraction in
+/// that time.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
