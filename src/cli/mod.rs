@@ -144,6 +144,8 @@ pub struct Demo {
 
 /// Does what the command line says. Wrong usage and `--help` end the process here, with 2 and 0.
 pub fn execute() -> Result<()> {
+    // Before librdkafka does it its way, with a cleanup at exit: threads that end at that moment would use what is freed.
+    openssl::init();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
