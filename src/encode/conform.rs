@@ -18,6 +18,7 @@ use tokio_postgres::types::Type;
 
 use self::types::{Check, Fit};
 use super::arrow;
+use super::repeats::each_change;
 use crate::config::quote_identifier;
 use crate::sink::table::{Column, TableShape};
 use crate::{Error, Result};
@@ -210,20 +211,19 @@ impl Step {
 
 const OUTSIDE_YEARS: &str = "a time outside the years 0001 to 9999, which RFC 3339 cannot write";
 
-/// The first row whose text, given with its view, is `bad`. A fan-out repeats views in consecutive rows: each run is
-/// looked at once.
+/// The first row whose text, given with its view, is `bad`. What repeats from row to row is looked at once.
 fn first_text(array: &StringViewArray, bad: impl Fn(u128, &str) -> bool) -> Option<usize> {
-    let mut good = None;
-    for (row, view) in array.views().iter().enumerate() {
-        if good == Some(*view) || array.is_null(row) {
-            continue;
+    let mut first = None;
+    let mut look = |row: usize| {
+        if first.is_none() && array.is_valid(row) && bad(array.views()[row], array.value(row)) {
+            first = Some(row);
         }
-        if bad(*view, array.value(row)) {
-            return Some(row);
-        }
-        good = Some(*view);
+    };
+    if !array.is_empty() {
+        look(0);
     }
-    None
+    each_change(array, look);
+    first
 }
 
 /// The first row whose text has the character U+0000.

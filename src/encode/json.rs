@@ -6,12 +6,11 @@
 //! bytes. Lists and structs are refused when the schema is seen.
 //!
 //! In a fan-out, consecutive rows of a batch differ in one or two columns. The first of such a run is written whole, the
-//! others are made of its pieces, with their own cells in between. To make pieces independent of their place, every cell
-//! ends with a comma, and the last comma of a row becomes its `}`.
+//! others are stamped from it where texts of one length are all that differs, else made of its pieces, with their own cells
+//! in between. To make pieces independent of their place, every cell ends with a comma, and the last comma of a row becomes
+//! its `}`.
 
 mod cells;
-
-use std::ops::Range;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::cast;
@@ -21,6 +20,8 @@ use arrow::error::ArrowError;
 use self::cells::{Cells, carrier};
 use super::arrow;
 use super::repeats::Fresh;
+use super::stamp::Stamp;
+use crate::json::ordinary;
 use crate::{Error, Result};
 
 /// Writes rows of one schema.
@@ -77,11 +78,19 @@ impl JsonRows {
             let end = fresh.end_of_run(first..batch.num_rows(), repeats);
             self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
             out.reserve(row.bytes.len().saturating_mul(end - first).min(MAX_RESERVE));
-            close(&row.bytes, out, ends);
+            close(&row.bytes, out);
+            ends.push(out.len());
             if end > first + 1 {
                 let others = first + 1..end;
-                let pieces = self.pieces(&row, &fresh.columns(others.clone()));
-                pieces.write(&columns, others, out, ends).map_err(arrow("writing JSON"))?;
+                let differing = fresh.columns(others.clone());
+                let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces(&row, &differing));
+                let is_plain = |text: &[u8]| ordinary(text) == text.len();
+                for at in others {
+                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, out, is_plain)) {
+                        pieces.write(&columns, at, out).map_err(arrow("writing JSON"))?;
+                    }
+                    ends.push(out.len());
+                }
             }
             first = end;
         }
@@ -104,6 +113,19 @@ impl JsonRows {
             bounds.push(bytes.len());
         }
         Ok(())
+    }
+
+    /// `row` for rows that differ from it in these columns, if they are texts and it has them all.
+    fn stamp<'a>(&self, row: &Row, columns: &'a [Cells], differing: &[usize]) -> Option<Stamp<'a>> {
+        let texts = differing.iter().map(|&column| {
+            let cell = row.bounds[column]..row.bounds[column + 1];
+            let texts = columns[column].texts().filter(|_| !cell.is_empty())?;
+            // Between the quotes: a comma follows.
+            Some((cell.start + self.keys[column].len() + 1..cell.end - 2, texts))
+        });
+        let mut bytes = Vec::with_capacity(row.bytes.len() + 1);
+        close(&row.bytes, &mut bytes);
+        Some(Stamp::new(bytes, texts.collect::<Option<_>>()?))
     }
 
     /// What rows that differ from `row` in these columns are made of.
@@ -164,38 +186,30 @@ struct Piece {
 }
 
 impl Pieces {
-    fn write(
-        &self,
-        columns: &[Cells],
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-        ends: &mut Vec<usize>,
-    ) -> Result<(), ArrowError> {
-        for row in rows {
-            for Piece { column, before, bare } in &self.cells {
-                let cells = &columns[*column];
-                if cells.is_null(row) {
-                    out.extend_from_slice(&before[..*bare]);
-                } else {
-                    out.extend_from_slice(before);
-                    cells.write(row, out)?;
-                    out.push(b',');
-                }
+    /// Appends one row.
+    fn write(&self, columns: &[Cells], row: usize, out: &mut Vec<u8>) -> Result<(), ArrowError> {
+        for Piece { column, before, bare } in &self.cells {
+            let cells = &columns[*column];
+            if cells.is_null(row) {
+                out.extend_from_slice(&before[..*bare]);
+            } else {
+                out.extend_from_slice(before);
+                cells.write(row, out)?;
+                out.push(b',');
             }
-            close(&self.rest, out, ends);
         }
+        close(&self.rest, out);
         Ok(())
     }
 }
 
 /// Appends the rest of a row and makes its last comma the `}`.
-fn close(rest: &[u8], out: &mut Vec<u8>, ends: &mut Vec<usize>) {
+fn close(rest: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
     match out.last_mut() {
         Some(last) if *last == b',' => *last = b'}',
         _ => out.push(b'}'),
     }
-    ends.push(out.len());
 }
 
 #[cfg(test)]

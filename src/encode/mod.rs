@@ -11,6 +11,7 @@ pub mod json;
 pub mod pieces;
 
 mod repeats;
+mod stamp;
 
 #[cfg(test)]
 mod samples;

@@ -9,9 +9,13 @@ use pgpq::ArrowToPostgresBinaryEncoder;
 use pgpq::error::ErrorKind;
 
 use crate::encode::repeats::{Fresh, bits};
+use crate::encode::stamp::Stamp;
 
 /// A fan-out of fewer rows is left to pgpq: a call of it costs as much as it writes in that time.
 const WORTH: usize = 8;
+
+/// Bytes of a cell's length.
+const WORD: usize = 4;
 
 /// Writes rows of one schema.
 #[derive(Debug)]
@@ -62,18 +66,25 @@ impl Rows {
         (rows.end - 1, rows.end)
     }
 
-    /// Writes rows that differ from `template` in columns of plain text only.
+    /// Writes rows that differ from `template`, the row above them, in columns of plain text only.
     fn repeat(&self, batch: &RecordBatch, fresh: &Fresh, template: &Row, rows: Range<usize>, out: &mut BytesMut) {
         // What stands before each text that differs, and what after the last one.
         let mut pieces: Vec<(&[u8], &StringViewArray)> = Vec::new();
+        let mut places = Vec::new();
         let mut begin = 0;
         for column in fresh.columns(rows.clone()) {
-            let cell = &template.cells[column];
-            pieces.push((&template.bytes[begin..cell.start], batch.column(column).as_string_view()));
+            let (cell, texts) = (&template.cells[column], batch.column(column).as_string_view());
+            pieces.push((&template.bytes[begin..cell.start], texts));
+            places.push((cell.start + WORD..cell.end, texts));
             begin = cell.end;
         }
         let end = &template.bytes[begin..];
+        let has_all = places.iter().all(|(_, texts)| texts.is_valid(rows.start - 1));
+        let stamp = has_all.then(|| Stamp::new(template.bytes.clone(), places));
         for row in rows {
+            if stamp.as_ref().is_some_and(|stamp| stamp.write(row, out, |_| true)) {
+                continue;
+            }
             for (piece, texts) in &pieces {
                 out.put_slice(piece);
                 if texts.is_null(row) {
@@ -98,8 +109,9 @@ struct Row {
 
 /// The last of `count` rows.
 fn last_row(bytes: &[u8], count: usize) -> Row {
-    let word =
-        |at: usize| bytes.get(at..at + 4).map_or(-1, |word| i32::from_be_bytes([word[0], word[1], word[2], word[3]]));
+    let word = |at: usize| {
+        bytes.get(at..at + WORD).map_or(-1, |word| i32::from_be_bytes([word[0], word[1], word[2], word[3]]))
+    };
     let (mut begin, mut at, mut cells) = (0, 0, Vec::new());
     for _ in 0..count {
         cells.clear();
@@ -107,7 +119,7 @@ fn last_row(bytes: &[u8], count: usize) -> Row {
         let columns = bytes.get(at..at + 2).map_or(0, |count| i16::from_be_bytes([count[0], count[1]]));
         at += 2;
         for _ in 0..columns {
-            let end = at + 4 + word(at).max(0) as usize;
+            let end = at + WORD + word(at).max(0) as usize;
             cells.push(at - begin..end - begin);
             at = end;
         }

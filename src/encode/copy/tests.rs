@@ -108,6 +108,24 @@ proptest! {
     }
 }
 
+/// After each of them as the row that is repeated: of one length, shorter, longer, empty, none.
+#[test]
+fn texts_take_the_place_of_any_other() {
+    let texts = [Some("abc"), Some("xyz"), Some("a"), Some("abcdefghijklmnopqrst"), Some(""), None];
+    for first in texts {
+        let clients: Vec<_> = [first].into_iter().chain(texts).chain(texts).collect();
+        let contents = StringViewArray::from_iter_values(vec!["the same for all"; clients.len()]);
+        let batch = RecordBatch::try_from_iter_with_nullable([
+            ("client", Arc::new(StringViewArray::from(clients.clone())) as ArrayRef, true),
+            ("content", Arc::new(contents) as ArrayRef, true),
+        ]);
+        let (_, bytes) = copy(&[batch.unwrap()], &[Type::TEXT, Type::TEXT]);
+        let cell = |text: &str| text.as_bytes().to_vec();
+        let row = |text: &Option<&str>| vec![text.map(cell), Some(cell("the same for all"))];
+        assert_eq!(parse(&bytes), clients.iter().map(row).collect::<Vec<_>>(), "after {first:?}");
+    }
+}
+
 #[test]
 fn json_and_uuid_columns_have_their_own_form() {
     let texts =

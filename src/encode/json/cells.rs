@@ -75,6 +75,14 @@ impl Cells {
         })
     }
 
+    /// The column, if it is one of texts.
+    pub(super) fn texts(&self) -> Option<&StringViewArray> {
+        match self {
+            Cells::Text(array) => Some(array),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_null(&self, row: usize) -> bool {
         match self {
             Cells::Null => true,

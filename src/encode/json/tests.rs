@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, DictionaryArray, Int32Array, StringArray, TimestampNanosecondArray, TimestampSecondArray,
+    ArrayRef, DictionaryArray, Int32Array, StringArray, StringViewArray, TimestampNanosecondArray, TimestampSecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int32Type};
 use chrono::{DateTime, NaiveDate};
@@ -79,6 +79,27 @@ fn dictionaries_are_written_as_their_values() {
     let values: DictionaryArray<Int32Type> = vec![Some("x"), None, Some("x")].into_iter().collect();
     let batch = RecordBatch::try_from_iter_with_nullable([("d", Arc::new(values) as ArrayRef, true)]).unwrap();
     assert_eq!(encode(&batch), [r#"{"d":"x"}"#, "{}", r#"{"d":"x"}"#]);
+}
+
+/// After each of them as the first row of a run: shorter, longer, of one length, with escapes, empty, none.
+#[test]
+fn texts_take_the_place_of_any_other() {
+    let texts = [Some("abc"), Some("xyz"), Some("a\nb"), Some("a"), Some("abcdefghijklmnopqrst"), Some(""), None];
+    for first in texts {
+        let clients: Vec<_> = [first].into_iter().chain(texts).collect();
+        let contents = StringViewArray::from_iter_values(vec![r#"the same "text" for all"#; clients.len()]);
+        let ends = Int32Array::from(vec![5; clients.len()]);
+        let batch = RecordBatch::try_from_iter_with_nullable([
+            ("content", Arc::new(contents) as ArrayRef, true),
+            ("client", Arc::new(StringViewArray::from(clients.clone())) as ArrayRef, true),
+            ("end", Arc::new(ends) as ArrayRef, true),
+        ]);
+        let cell = |text: &str| format!(r#""client":{},"#, Value::from(text));
+        let row = |text: &Option<&str>| {
+            format!(r#"{{"content":"the same \"text\" for all",{}"end":5}}"#, text.map_or("".into(), cell))
+        };
+        assert_eq!(encode(&batch.unwrap()), clients.iter().map(row).collect::<Vec<_>>(), "after {first:?}");
+    }
 }
 
 #[test]
