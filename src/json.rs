@@ -1,5 +1,8 @@
 //! What JSON text may hold as it is: shared by those who read it and those who write it.
 
+#[cfg(not(target_arch = "x86_64"))]
+use self::special16_anywhere as special16;
+
 /// One in each byte of a word.
 pub(crate) const EACH: u64 = u64::MAX / 0xff;
 
@@ -8,9 +11,8 @@ pub(crate) const EACH: u64 = u64::MAX / 0xff;
 pub(crate) fn ordinary(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(chunk) = bytes[at..].first_chunk() {
-        let found = special16(chunk);
-        if found != 0 {
-            return at + found.trailing_zeros() as usize / 8;
+        if let Some(found) = special16(chunk) {
+            return at + found;
         }
         at += 16;
     }
@@ -32,6 +34,16 @@ pub(crate) fn ordinary(bytes: &[u8]) -> usize {
     }
 }
 
+/// Whether `bytes` have no quote, backslash or control character.
+#[inline]
+pub(crate) fn is_ordinary(bytes: &[u8]) -> bool {
+    match bytes.last_chunk() {
+        // The last sixteen bytes may be looked at twice.
+        Some(last) => bytes.as_chunks().0.iter().chain([last]).all(|chunk| special16(chunk).is_none()),
+        None => ordinary(bytes) == bytes.len(),
+    }
+}
+
 /// Eight bytes at once: the lowest bit that is set lies in the first one that is special. (A subtraction borrows only
 /// from bytes behind a special one, so that only those may be marked falsely.)
 fn special(bytes: u64) -> u64 {
@@ -42,10 +54,38 @@ fn special(bytes: u64) -> u64 {
     (quote_or_control | backslash) & (EACH << 7)
 }
 
-/// Sixteen bytes at once, all bits of each special one set: a few instructions on vectors.
-fn special16(bytes: &[u8; 16]) -> u128 {
+/// The first special one of sixteen bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn special16(bytes: &[u8; 16]) -> Option<usize> {
+    // SAFETY: every x86-64 has SSE2.
+    let marks = unsafe { marks(bytes) };
+    (marks != 0).then_some(marks.trailing_zeros() as usize)
+}
+
+/// A bit for each special byte. Written out, because the compiler finds all of this by itself but the last step.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn marks(bytes: &[u8; 16]) -> i32 {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8,
+    };
+    let word = u128::from_le_bytes(*bytes);
+    let bytes = _mm_set_epi64x((word >> 64) as i64, word as i64);
+    let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+    let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+    let control = _mm_cmpeq_epi8(bytes, _mm_min_epu8(bytes, _mm_set1_epi8(b' ' as i8 - 1)));
+    _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, backslash), control))
+}
+
+/// As [`special16`], on any processor.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+#[inline]
+fn special16_anywhere(bytes: &[u8; 16]) -> Option<usize> {
     let mark = |byte: u8| if (byte == b'"') | (byte == b'\\') | (byte < b' ') { 0xff } else { 0 };
-    u128::from_le_bytes(bytes.map(mark))
+    let marks = u128::from_le_bytes(bytes.map(mark));
+    (marks != 0).then_some(marks.trailing_zeros() as usize / 8)
 }
 
 #[cfg(test)]
@@ -65,12 +105,27 @@ mod tests {
                         if is_special { len } else { len + 1 },
                         "{byte} behind {len} of {fill}"
                     );
+                    assert_eq!(is_ordinary(&bytes), !is_special, "{byte} behind {len} of {fill}");
                     bytes.extend([b'"'; 9]);
                     assert_eq!(
                         ordinary(&bytes),
                         if is_special { len } else { len + 1 },
                         "{byte} behind {len} of {fill}"
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_special_byte_of_sixteen_is_the_same_on_any_processor() {
+        for at in 0..16 {
+            for byte in 0..=u8::MAX {
+                for fill in [b'a', b'"', 0xff] {
+                    let mut bytes = [b' '; 16];
+                    bytes[at..].fill(fill);
+                    bytes[at] = byte;
+                    assert_eq!(special16(&bytes), special16_anywhere(&bytes), "{byte} at {at} before {fill}");
                 }
             }
         }

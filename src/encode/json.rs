@@ -21,7 +21,7 @@ use self::cells::{Cells, carrier};
 use super::arrow;
 use super::repeats::Fresh;
 use super::stamp::Stamp;
-use crate::json::ordinary;
+use crate::json::is_ordinary;
 use crate::{Error, Result};
 
 /// Writes rows of one schema.
@@ -75,18 +75,15 @@ impl JsonRows {
         let mut first = 0;
         ends.reserve(batch.num_rows());
         while first < batch.num_rows() {
-            let end = fresh.end_of_run(first..batch.num_rows(), repeats);
+            let (end, differing) = fresh.run(first..batch.num_rows(), repeats);
             self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
             out.reserve(row.bytes.len().saturating_mul(end - first).min(MAX_RESERVE));
             close(&row.bytes, out);
             ends.push(out.len());
             if end > first + 1 {
-                let others = first + 1..end;
-                let differing = fresh.columns(others.clone());
                 let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces(&row, &differing));
-                let is_plain = |text: &[u8]| ordinary(text) == text.len();
-                for at in others {
-                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, out, is_plain)) {
+                for at in first + 1..end {
+                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, out, is_ordinary)) {
                         pieces.write(&columns, at, out).map_err(arrow("writing JSON"))?;
                     }
                     ends.push(out.len());
@@ -123,9 +120,10 @@ impl JsonRows {
             // Between the quotes: a comma follows.
             Some((cell.start + self.keys[column].len() + 1..cell.end - 2, texts))
         });
+        let texts = texts.collect::<Option<_>>()?;
         let mut bytes = Vec::with_capacity(row.bytes.len() + 1);
         close(&row.bytes, &mut bytes);
-        Some(Stamp::new(bytes, texts.collect::<Option<_>>()?))
+        Stamp::new(bytes, texts)
     }
 
     /// What rows that differ from `row` in these columns are made of.

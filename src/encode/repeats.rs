@@ -32,22 +32,27 @@ impl Fresh {
         Fresh { bits, words, columns: columns.len() }
     }
 
-    /// Where the run that begins with the first of `rows` ends: its other rows differ from the one above only as `repeats`
-    /// allows, which is given their fresh columns, a bit each.
-    pub(super) fn end_of_run(&self, rows: Range<usize>, repeats: impl Fn(&[u64]) -> bool) -> usize {
-        (rows.start + 1..rows.end).find(|&row| !repeats(self.of(row))).unwrap_or(rows.end)
-    }
-
-    /// The columns that are fresh in any of these rows, in order.
-    pub(super) fn columns(&self, rows: Range<usize>) -> Vec<usize> {
-        let bits = &self.bits[rows.start * self.words..rows.end * self.words];
-        let any = |word| bits.iter().skip(word).step_by(self.words).fold(0, |any, bits| any | bits);
-        let any: Vec<u64> = (0..self.words).map(any).collect();
-        (0..self.columns).filter(|column| any[column / 64] >> (column % 64) & 1 == 1).collect()
-    }
-
-    fn of(&self, row: usize) -> &[u64] {
-        &self.bits[row * self.words..(row + 1) * self.words]
+    /// The run that begins with the first of `rows`, all of whose other rows differ from the one above only as `repeats`
+    /// allows, which is given their fresh columns, a bit each: where it ends, and the columns that are fresh in any of its
+    /// other rows, in order.
+    pub(super) fn run(&self, rows: Range<usize>, repeats: impl Fn(&[u64]) -> bool) -> (usize, Vec<usize>) {
+        let mut end = rows.start + 1;
+        let (mut last, mut any): (&[u64], Vec<u64>) = (&[], Vec::new());
+        for fresh in self.bits[end * self.words..rows.end * self.words].chunks_exact(self.words) {
+            // In a fan-out nearly every row differs from the one above just where that one did.
+            if !fresh.iter().eq(last) {
+                if !repeats(fresh) {
+                    break;
+                }
+                any.resize(self.words, 0);
+                any.iter_mut().zip(fresh).for_each(|(any, fresh)| *any |= fresh);
+                last = fresh;
+            }
+            end += 1;
+        }
+        let is_fresh = |&column: &usize| any.get(column / 64).is_some_and(|word| word >> (column % 64) & 1 == 1);
+        let columns = if any.is_empty() { Vec::new() } else { (0..self.columns).filter(is_fresh).collect() };
+        (end, columns)
     }
 }
 

@@ -6,6 +6,9 @@ use std::ops::{DerefMut, Range};
 use arrow::array::{Array, StringViewArray};
 use bytes::BufMut;
 
+/// Rows that differ in more texts are rare, and not worth the room to hold them.
+const MOST: usize = 4;
+
 /// A row as it was written, and the texts in it that others take the place of.
 pub(super) struct Stamp<'a> {
     bytes: Vec<u8>,
@@ -14,9 +17,9 @@ pub(super) struct Stamp<'a> {
 }
 
 impl<'a> Stamp<'a> {
-    /// `texts` in their order; none of them may be null in the row that `bytes` are of.
-    pub(super) fn new(bytes: Vec<u8>, texts: Vec<(Range<usize>, &'a StringViewArray)>) -> Stamp<'a> {
-        Stamp { bytes, texts }
+    /// `texts` in their order; none of them may be null in the row that `bytes` are of. `None` where they are many.
+    pub(super) fn new(bytes: Vec<u8>, texts: Vec<(Range<usize>, &'a StringViewArray)>) -> Option<Stamp<'a>> {
+        (texts.len() <= MOST).then_some(Stamp { bytes, texts })
     }
 
     /// Appends the row with the texts of `row`, if each has the length of the one before and is `ordinary`: written as it
@@ -27,18 +30,18 @@ impl<'a> Stamp<'a> {
         out: &mut (impl BufMut + DerefMut<Target = [u8]>),
         ordinary: impl Fn(&[u8]) -> bool,
     ) -> bool {
-        let fits = |(place, texts): &(Range<usize>, &StringViewArray)| {
-            let text = if texts.is_valid(row) { texts.value(row).as_bytes() } else { return false };
-            text.len() == place.len() && ordinary(text)
-        };
-        if !self.texts.iter().all(fits) {
-            return false;
+        let mut others: [&[u8]; MOST] = [&[]; MOST];
+        for ((place, texts), other) in self.texts.iter().zip(&mut others) {
+            *other = if texts.is_valid(row) { texts.value(row).as_bytes() } else { return false };
+            if other.len() != place.len() || !ordinary(other) {
+                return false;
+            }
         }
         let begin = out.len();
         out.put_slice(&self.bytes);
         let written = &mut out[begin..];
-        for (place, texts) in &self.texts {
-            written[place.clone()].copy_from_slice(texts.value(row).as_bytes());
+        for ((place, _), other) in self.texts.iter().zip(others) {
+            written[place.clone()].copy_from_slice(other);
         }
         true
     }

@@ -40,63 +40,30 @@ impl Rows {
     ) -> Result<(), ErrorKind> {
         let mut row = rows.start;
         while row < rows.end {
-            let (first, end) = self.next_fan_out(fresh, row..rows.end);
+            let (first, end, differing) = self.next_fan_out(fresh, row..rows.end);
             let begin = out.len();
             self.pgpq.write_batch(&batch.slice(row, first + 1 - row), out)?;
             if end > first + 1 {
-                let template = last_row(&out[begin..], first + 1 - row);
-                self.repeat(batch, fresh, &template, first + 1..end, out);
+                last_row(&out[begin..], first + 1 - row).repeat(batch, &differing, first + 1..end, out);
             }
             row = end;
         }
         Ok(())
     }
 
-    /// The next row that is worth repeating, and the end of those that repeat it; none: the last row and the end.
-    fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> (usize, usize) {
+    /// The next row that is worth repeating, the end of those that repeat it, and where they differ; none: the last row and
+    /// the end.
+    fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> (usize, usize, Vec<usize>) {
+        let repeats = |fresh: &[u64]| fresh.iter().zip(&self.plain).all(|(fresh, plain)| fresh & !plain == 0);
         let mut first = rows.start;
         while first < rows.end {
-            let repeats = |fresh: &[u64]| fresh.iter().zip(&self.plain).all(|(fresh, plain)| fresh & !plain == 0);
-            let end = fresh.end_of_run(first..rows.end, repeats);
+            let (end, differing) = fresh.run(first..rows.end, repeats);
             if end - first > WORTH {
-                return (first, end);
+                return (first, end, differing);
             }
             first = end;
         }
-        (rows.end - 1, rows.end)
-    }
-
-    /// Writes rows that differ from `template`, the row above them, in columns of plain text only.
-    fn repeat(&self, batch: &RecordBatch, fresh: &Fresh, template: &Row, rows: Range<usize>, out: &mut BytesMut) {
-        // What stands before each text that differs, and what after the last one.
-        let mut pieces: Vec<(&[u8], &StringViewArray)> = Vec::new();
-        let mut places = Vec::new();
-        let mut begin = 0;
-        for column in fresh.columns(rows.clone()) {
-            let (cell, texts) = (&template.cells[column], batch.column(column).as_string_view());
-            pieces.push((&template.bytes[begin..cell.start], texts));
-            places.push((cell.start + WORD..cell.end, texts));
-            begin = cell.end;
-        }
-        let end = &template.bytes[begin..];
-        let has_all = places.iter().all(|(_, texts)| texts.is_valid(rows.start - 1));
-        let stamp = has_all.then(|| Stamp::new(template.bytes.clone(), places));
-        for row in rows {
-            if stamp.as_ref().is_some_and(|stamp| stamp.write(row, out, |_| true)) {
-                continue;
-            }
-            for (piece, texts) in &pieces {
-                out.put_slice(piece);
-                if texts.is_null(row) {
-                    out.put_i32(-1);
-                } else {
-                    let text = texts.value(row).as_bytes();
-                    out.put_i32(text.len() as i32);
-                    out.put_slice(text);
-                }
-            }
-            out.put_slice(end);
-        }
+        (rows.end - 1, rows.end, Vec::new())
     }
 }
 
@@ -105,6 +72,39 @@ struct Row {
     bytes: Vec<u8>,
     /// Where each cell lies, its length included.
     cells: Vec<Range<usize>>,
+}
+
+impl Row {
+    /// Writes `rows` of `batch`, which stand behind this one and differ from it in these columns of plain text only.
+    fn repeat(&self, batch: &RecordBatch, differing: &[usize], rows: Range<usize>, out: &mut BytesMut) {
+        let cell = |&column: &usize| (self.cells[column].clone(), batch.column(column).as_string_view());
+        let cells: Vec<_> = differing.iter().map(cell).collect();
+        let has_all = cells.iter().all(|(_, texts)| texts.is_valid(rows.start - 1));
+        let text = |(cell, texts): &(Range<usize>, _)| (cell.start + WORD..cell.end, *texts);
+        let stamp = if has_all { Stamp::new(self.bytes.clone(), cells.iter().map(text).collect()) } else { None };
+        for row in rows {
+            if !stamp.as_ref().is_some_and(|stamp| stamp.write(row, out, |_| true)) {
+                self.write_with(&cells, row, out);
+            }
+        }
+    }
+
+    /// Appends the row with other texts in these cells, those of `row`.
+    fn write_with(&self, cells: &[(Range<usize>, &StringViewArray)], row: usize, out: &mut BytesMut) {
+        let mut begin = 0;
+        for (cell, texts) in cells {
+            out.put_slice(&self.bytes[begin..cell.start]);
+            begin = cell.end;
+            if texts.is_null(row) {
+                out.put_i32(-1);
+            } else {
+                let text = texts.value(row).as_bytes();
+                out.put_i32(text.len() as i32);
+                out.put_slice(text);
+            }
+        }
+        out.put_slice(&self.bytes[begin..]);
+    }
 }
 
 /// The last of `count` rows.
