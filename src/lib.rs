@@ -18,6 +18,7 @@ mod json;
 mod steps;
 #[cfg(test)]
 mod testdb;
+mod view;
 
 pub mod allocator;
 pub mod config;

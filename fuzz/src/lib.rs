@@ -14,6 +14,8 @@ mod json;
 pub mod messages;
 #[path = "../../src/offsets.rs"]
 mod offsets;
+#[path = "../../src/view.rs"]
+mod view;
 /// The second opinion of the decoder's own tests.
 #[path = "../../src/decode/tests/judge.rs"]
 pub mod judge;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, BooleanBufferBuilder, Float32Array, Float64Array, NullBufferBuilder, PrimitiveArray,
-    StringViewArray, TimestampMicrosecondArray, make_view,
+    StringViewArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, ScalarBuffer};
 use arrow::datatypes::{
@@ -13,9 +13,7 @@ use arrow::datatypes::{
 use arrow::error::ArrowError;
 
 use super::schema::{Column, Kind};
-
-/// The longest string that a view holds in itself (Arrow's format).
-const INLINE: usize = 12;
+use crate::view;
 
 /// The view's buffer numbers: the messages as they came, and the strings that had escapes.
 const ARENA: u32 = 0;
@@ -167,17 +165,6 @@ fn narrow<T: ArrowPrimitiveType>(
     Ok(Arc::new(PrimitiveArray::<T>::try_new(values, nulls)?))
 }
 
-/// As Arrow's [`make_view`], which is a call, with a branch for each length of those texts that fit into the view.
-#[inline]
-fn view(text: &[u8], buffer: u32, offset: u32) -> u128 {
-    match text.first_chunk() {
-        Some(&first) if text.len() > INLINE => [text.len() as u32, u32::from_le_bytes(first), buffer, offset]
-            .into_iter()
-            .rfold(0, |view, part| view << u32::BITS | u128::from(part)),
-        _ => make_view(text, buffer, offset),
-    }
-}
-
 /// Where the bytes of decoded strings lie: in the messages themselves, or here if they had escapes.
 pub struct Strings {
     arena: Buffer,
@@ -197,7 +184,7 @@ impl Strings {
         let offset = (text.as_ptr() as usize).wrapping_sub(self.arena.as_ptr() as usize);
         let inside = offset.checked_add(text.len()).is_some_and(|end| end <= self.arena.len());
         match u32::try_from(offset) {
-            Ok(offset) if inside => view(text.as_bytes(), ARENA, offset),
+            Ok(offset) if inside => view::make(text.as_bytes(), ARENA, offset),
             _ => self.copied(text),
         }
     }
@@ -206,10 +193,10 @@ impl Strings {
     pub fn copied(&mut self, text: &str) -> u128 {
         // Escapes only ever shrink, so all copies together are shorter than the arena.
         let offset = self.escaped.len() as u32;
-        if text.len() > INLINE {
+        if text.len() > view::INLINE {
             self.escaped.extend_from_slice(text.as_bytes());
         }
-        make_view(text.as_bytes(), ESCAPED, offset)
+        view::make(text.as_bytes(), ESCAPED, offset)
     }
 
     /// Bytes copied so far: where [`Strings::truncate`] may go back to.
@@ -224,19 +211,5 @@ impl Strings {
     /// The buffers that the views point into.
     pub fn finish(self) -> Arc<[Buffer]> {
         if self.escaped.is_empty() { [self.arena].into() } else { [self.arena, Buffer::from_vec(self.escaped)].into() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_view_is_arrow_s_own() {
-        let text = "0123456789abcdef".repeat(3);
-        for len in 0..text.len() {
-            let text = &text.as_bytes()[..len];
-            assert_eq!(view(text, 3, 0x0102_0304), make_view(text, 3, 0x0102_0304), "{len} bytes");
-        }
     }
 }

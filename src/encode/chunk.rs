@@ -22,7 +22,7 @@ use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 
 use super::arrow;
-use crate::{Error, Result};
+use crate::{Error, Result, view};
 
 /// The lightest level: chunks live for one commit, and repeated text was already removed.
 const LEVEL: i32 = 1;
@@ -34,9 +34,6 @@ pub const MAX_UNPACKED: usize = 1 << 30;
 /// The bit of a zstd frame's descriptor, its fifth byte, that says a checksum stands at the end.
 /// <https://datatracker.ietf.org/doc/html/rfc8878#section-3.1.1.1.1>
 const CHECKSUM_FLAG: u8 = 0b100;
-
-/// Views up to this length hold their bytes themselves.
-const INLINE: u32 = 12;
 
 /// One batch as a zstd-compressed Arrow IPC stream.
 pub fn pack(batch: &RecordBatch) -> Result<Vec<u8>> {
@@ -137,7 +134,7 @@ fn compact_views<T: ByteViewType>(array: &GenericByteViewArray<T>) -> Result<Arr
     for (row, &view) in array.views().iter().enumerate() {
         views.push(if array.is_null(row) {
             0
-        } else if view as u32 <= INLINE {
+        } else if view::len(view) <= view::INLINE {
             view
         } else {
             let slot = &mut recent[slot(view)];

@@ -21,7 +21,7 @@ use super::arrow;
 use super::repeats::each_change;
 use crate::config::quote_identifier;
 use crate::sink::table::{Column, TableShape};
-use crate::{Error, Result};
+use crate::{Error, Result, view};
 
 /// The way from the SELECT's output columns to the sink table's, in the SELECT's order.
 #[derive(Debug, Clone)]
@@ -234,14 +234,11 @@ fn first_zero(array: &StringViewArray) -> Option<usize> {
     let none_behind_views =
         bytes <= WHOLE * array.len() && buffers.iter().all(|buffer| memchr::memchr(0, buffer).is_none());
     let bad = |text: &str| memchr::memchr(0, text.as_bytes()).is_some();
-    first_text(array, |view, text| (view as u32 <= INLINE || !none_behind_views) && bad(text))
+    first_text(array, |view, text| (view::len(view) <= view::INLINE || !none_behind_views) && bad(text))
 }
 
 /// Bytes in an array's buffers per row up to which they are looked at whole: two ids or so.
 const WHOLE: usize = 64;
-
-/// Views up to this length hold their text themselves.
-const INLINE: u32 = 12;
 
 /// At most 80 characters of a value, for a message.
 fn shorten(value: &str) -> String {

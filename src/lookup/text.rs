@@ -12,13 +12,13 @@
 
 use std::hash::BuildHasher;
 
-use arrow::array::builder::make_view;
-use arrow::array::{ByteView, NullBufferBuilder, StringViewArray};
+use arrow::array::{NullBufferBuilder, StringViewArray};
 use arrow::buffer::{Buffer, ScalarBuffer};
 use datafusion::common::hash_utils::RandomState;
 
 use super::NO_ROW;
 use crate::id::{self, Id};
+use crate::view;
 
 type Cell = [u8; 16];
 
@@ -149,7 +149,7 @@ impl TextColumn {
             }
             let cell = if row == NO_ROW { NULL } else { self.cells[row as usize] };
             if !cell.starts_with(&MARK) {
-                printed.push_id(cell);
+                printed.push(&id::print(cell));
             } else if let Some(text) = self.text(cell) {
                 printed.push(text.as_bytes());
             } else {
@@ -178,30 +178,18 @@ impl Printed {
     }
 
     /// `text` is UTF-8.
+    // Of an id's text the length is known, and what becomes of it.
+    #[inline]
     fn push(&mut self, text: &[u8]) {
         if self.block.len() + text.len() > LONGEST_BLOCK {
             self.full.push(std::mem::take(&mut self.block).into());
         }
-        self.views.push(make_view(text, self.full.len() as u32, self.block.len() as u32));
+        self.views.push(view::make(text, self.full.len() as u32, self.block.len() as u32));
         self.nulls.append_non_null();
         // A short text stands in the view itself.
-        if text.len() > 12 {
+        if text.len() > view::INLINE {
             self.block.extend_from_slice(text);
         }
-    }
-
-    /// As [`Printed::push`], of a length that is known.
-    fn push_id(&mut self, id: Id) {
-        let text = id::print(id);
-        if self.block.len() + text.len() > LONGEST_BLOCK {
-            self.full.push(std::mem::take(&mut self.block).into());
-        }
-        let view = ByteView::new(id::TEXT_LEN as u32, &text[..4])
-            .with_buffer_index(self.full.len() as u32)
-            .with_offset(self.block.len() as u32);
-        self.views.push(view.as_u128());
-        self.nulls.append_non_null();
-        self.block.extend_from_slice(&text);
     }
 
     fn push_null(&mut self) {

@@ -11,7 +11,6 @@
 
 use std::sync::Arc;
 
-use arrow::array::builder::make_view;
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, Int32Array, NullBufferBuilder, RunArray, StringViewArray,
     StringViewBuilder, StructArray,
@@ -22,6 +21,7 @@ use arrow::error::ArrowError;
 
 use super::Arena;
 use crate::id::{self, Id};
+use crate::view;
 
 /// One text in so many, at most, is no id: each takes 36 bytes and its letters, and an empty place among the ids.
 const OTHERS: usize = 8;
@@ -36,8 +36,7 @@ pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, Arro
     let mut others = Others::default();
     for part in parts {
         for (row, &view) in part.views().iter().enumerate() {
-            // The lower half of a view's lower half is its length.
-            let id = if view as u32 == id::TEXT_LEN as u32 && part.is_valid(row) {
+            let id = if view::len(view) == id::TEXT_LEN && part.is_valid(row) {
                 id::parse(part.value(row).as_bytes())
             } else {
                 None
@@ -98,7 +97,7 @@ pub(super) fn restore(stored: &StructArray) -> Result<ArrayRef, ArrowError> {
 
 fn print(stored: &[u8], arena: &mut Arena) -> Option<u128> {
     let text = id::print(scattered(stored.try_into().ok()?));
-    Some(arena.push(&text, make_view(&text, 0, 0)))
+    Some(arena.push(&text, view::make(&text, 0, 0)))
 }
 
 /// The two bytes that have a UUID's version and variant, each mixed with the random one behind it; done twice, as before.

@@ -17,6 +17,7 @@ use arrow::error::ArrowError;
 use super::{MAX_UNPACKED, compact, ids};
 use crate::encode::repeats::each_change;
 use crate::id;
+use crate::view;
 
 /// A column is stored by runs where they have so many rows on average.
 const RUN: usize = 4;
@@ -58,14 +59,15 @@ fn thin_column(field: &FieldRef, parts: &[&dyn Array], may_expand: bool) -> Resu
         return Ok((with_type(field, runs.data_type()), runs));
     }
     let texts: Option<Vec<&StringViewArray>> = parts.iter().map(|part| part.as_string_view_opt()).collect();
-    if let Some(texts) = texts.filter(|texts| may_expand && are_short(texts))
-        && let Some(ids) = ids::store(&texts)?
+    let short = texts.filter(|texts| are_short(texts));
+    if let Some(texts) = short.as_ref().filter(|_| may_expand)
+        && let Some(ids) = ids::store(texts)?
     {
         return Ok((with_mark(&with_type(field, ids.data_type()), IDS), ids));
     }
     let whole = concat(parts)?;
     match whole.as_string_view_opt() {
-        Some(column) if are_short(&[column]) => {
+        Some(column) if short.is_some() => {
             Ok((with_mark(&with_type(field, &DataType::Binary), TEXTS), self::texts(column)))
         }
         _ => Ok((field.clone(), compact(&whole)?)),
@@ -179,9 +181,8 @@ fn out_of_runs(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 
 fn are_short(parts: &[&StringViewArray]) -> bool {
     let rows: usize = parts.iter().map(|part| part.len()).sum();
-    // The lower half of a view's lower half is its length.
-    let bytes: u64 = parts.iter().flat_map(|part| part.views().iter()).map(|&view| u64::from(view as u32)).sum();
-    bytes <= (SHORT * rows) as u64
+    let bytes: usize = parts.iter().flat_map(|part| part.views().iter()).map(|&view| view::len(view)).sum();
+    bytes <= SHORT * rows
 }
 
 fn texts(column: &StringViewArray) -> ArrayRef {
