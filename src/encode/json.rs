@@ -6,9 +6,9 @@
 //! bytes. Lists and structs are refused when the schema is seen.
 //!
 //! In a fan-out, consecutive rows of a batch differ in one or two columns. The first of such a run is written whole, the
-//! others are stamped from it where texts of one length are all that differs, else made of its pieces, with their own cells
-//! in between. To make pieces independent of their place, every cell ends with a comma, and the last comma of a row becomes
-//! its `}`.
+//! others are stamped from it where a text of the same length is all that differs, else made of its pieces, with their
+//! own cells in between. To make pieces independent of their place, every cell ends with a comma, and the last comma of
+//! a row becomes its `}`.
 
 mod cells;
 
@@ -112,18 +112,15 @@ impl JsonRows {
         Ok(())
     }
 
-    /// `row` for rows that differ from it in these columns, if they are texts and it has them all.
+    /// `row` for rows that differ from it in one column, if that is of texts and it has one.
     fn stamp<'a>(&self, row: &Row, columns: &'a [Cells], differing: &[usize]) -> Option<Stamp<'a>> {
-        let texts = differing.iter().map(|&column| {
-            let cell = row.bounds[column]..row.bounds[column + 1];
-            let texts = columns[column].texts().filter(|_| !cell.is_empty())?;
-            // Between the quotes: a comma follows.
-            Some((cell.start + self.keys[column].len() + 1..cell.end - 2, texts))
-        });
-        let texts = texts.collect::<Option<_>>()?;
+        let &[column] = differing else { return None };
+        let cell = row.bounds[column]..row.bounds[column + 1];
+        let texts = columns[column].texts().filter(|_| !cell.is_empty())?;
         let mut bytes = Vec::with_capacity(row.bytes.len() + 1);
         close(&row.bytes, &mut bytes);
-        Stamp::new(bytes, texts)
+        // Between the quotes: a comma follows.
+        Some(Stamp { bytes, place: cell.start + self.keys[column].len() + 1..cell.end - 2, texts })
     }
 
     /// What rows that differ from `row` in these columns are made of.

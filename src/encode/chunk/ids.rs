@@ -36,21 +36,26 @@ pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, Arro
     let mut others = Others::default();
     for part in parts {
         for (row, &view) in part.views().iter().enumerate() {
-            let id = if view::len(view) == id::TEXT_LEN && part.is_valid(row) {
-                id::parse(part.value(row).as_bytes())
-            } else {
-                None
-            };
-            if id.is_none() && part.is_valid(row) {
-                others.push(nulls.len(), part.value(row));
+            let is_valid = part.is_valid(row);
+            if is_valid
+                && view::len(view) == id::TEXT_LEN
+                && let Some(id) = id::parse(part.value(row).as_bytes())
+            {
+                ids.push(scattered(id));
+                continue;
+            }
+            if is_valid {
+                others.push(ids.len(), part.value(row));
                 if others.count > rows / OTHERS {
                     return Ok(None);
                 }
             }
-            nulls.append(id.is_some());
-            ids.push(id.map_or(Id::default(), scattered));
+            nulls.append_n_non_nulls(ids.len() - nulls.len());
+            nulls.append_null();
+            ids.push(Id::default());
         }
     }
+    nulls.append_n_non_nulls(ids.len() - nulls.len());
     let nulls = nulls.finish();
     let count = rows - nulls.as_ref().map_or(0, |nulls| nulls.null_count());
     if count == 0 || others.count > (count + others.count) / OTHERS {

@@ -79,9 +79,12 @@ impl Row {
     fn repeat(&self, batch: &RecordBatch, differing: &[usize], rows: Range<usize>, out: &mut BytesMut) {
         let cell = |&column: &usize| (self.cells[column].clone(), batch.column(column).as_string_view());
         let cells: Vec<_> = differing.iter().map(cell).collect();
-        let has_all = cells.iter().all(|(_, texts)| texts.is_valid(rows.start - 1));
-        let text = |(cell, texts): &(Range<usize>, _)| (cell.start + WORD..cell.end, *texts);
-        let stamp = if has_all { Stamp::new(self.bytes.clone(), cells.iter().map(text).collect()) } else { None };
+        let stamp = match &cells[..] {
+            [(cell, texts)] if texts.is_valid(rows.start - 1) => {
+                Some(Stamp { bytes: self.bytes.clone(), place: cell.start + WORD..cell.end, texts })
+            }
+            _ => None,
+        };
         for row in rows {
             if !stamp.as_ref().is_some_and(|stamp| stamp.write(row, out, |_| true)) {
                 self.write_with(&cells, row, out);
