@@ -47,8 +47,14 @@ struct AboveBars;
 
 impl Write for AboveBars {
     /// All of it: a bar must not come between the parts of a line.
+    ///
+    /// Nothing, once the terminal is gone: there the bars would panic, and so would tracing, which tells an error of the
+    /// log on the same terminal.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write_all(line)).map(|()| line.len())
+        if io::stderr().is_terminal() {
+            let _ = BARS.suspend(|| io::stderr().write_all(line));
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -61,7 +67,8 @@ pub fn report(error: &Error) {
     if !io::stderr().is_terminal() && tracing::dispatcher::has_been_set() {
         tracing::error!(what_to_do = error.remedy(), "{error}");
     } else {
-        eprintln!("{}", explain(error));
+        // `eprintln!` panics where the terminal is gone.
+        let _ = writeln!(io::stderr(), "{}", explain(error));
     }
 }
 

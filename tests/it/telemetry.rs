@@ -1,8 +1,8 @@
-//! What the admin port says of a job at work.
+//! What a job at work says of itself: at the admin port, and on a terminal.
 
 use std::collections::BTreeMap;
 
-use crate::support::{Campaign, Job, Message, PATIENCE, Stack, client, restaurant, taken, wait_until};
+use crate::support::{Campaign, Job, Message, PATIENCE, Stack, Terminal, client, restaurant, taken, wait_until};
 
 /// Messages by outcome, as /metrics has them.
 fn outcomes(job: &Job) -> BTreeMap<String, u64> {
@@ -60,4 +60,21 @@ fn what_goes_in_is_the_sum_of_what_comes_out() {
     // Nothing waits to be confirmed once the job has drained.
     assert_eq!(stack.number("SELECT count(*) FROM dinnerbell.parts"), 0);
     assert_eq!(stack.number("SELECT sum(next_offset) FROM dinnerbell.progress"), 20);
+}
+
+#[test]
+fn a_job_goes_on_without_its_terminal() {
+    let stack = Stack::new("terminal");
+    stack.subscribe([(client(1), restaurant(1))]);
+    let (terminal, stderr) = Terminal::open();
+    let mut job = Job::spawn_on(&stack, &["run"], &[("RUST_LOG", "debug")], stderr);
+    wait_until("ready", PATIENCE, || job.is_ready());
+    assert!(terminal.go_away() > 0, "it had logs to show");
+    // Each of them has lines in the log.
+    stack.produce((0..3).map(|n| Message::of(Campaign::new(n, restaurant(1)).json())));
+    taken(&mut job, 3);
+    job.term();
+    assert_eq!(job.wait(PATIENCE).code(), Some(0));
+    assert_eq!(stack.number("SELECT count(*) FROM subscribers_feedback"), 3);
+    assert_eq!(stack.read_triggers().len(), 3);
 }

@@ -32,14 +32,24 @@ impl Job {
 
     /// As [`Job::spawn`], with environment variables (such as FAILPOINTS).
     pub fn spawn_with(stack: &Stack, args: &[&str], environment: &[(&str, &str)]) -> Job {
+        Self::start(stack, args, environment, None)
+    }
+
+    /// As [`Job::spawn_with`], with `stderr` elsewhere than in a file.
+    pub fn spawn_on(stack: &Stack, args: &[&str], environment: &[(&str, &str)], stderr: Stdio) -> Job {
+        Self::start(stack, args, environment, Some(stderr))
+    }
+
+    fn start(stack: &Stack, args: &[&str], environment: &[(&str, &str)], elsewhere: Option<Stdio>) -> Job {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let file = |kind: &str| stack.directory.join(format!("job-{n}.{kind}"));
         let (stdout, stderr) = (file("stdout"), file("stderr"));
+        let create = |path| File::create(path).expect("the directory is ours");
         let admin = process::free_port().expect("a free port");
         let mut command = dinnerbell(stack, args, admin);
         command.envs(environment.iter().copied()).stdin(Stdio::null());
-        command.stdout(File::create(&stdout).expect("the directory is ours"));
-        command.stderr(File::create(&stderr).expect("the directory is ours"));
+        let errors = create(&stderr);
+        command.stdout(create(&stdout)).stderr(elsewhere.unwrap_or(errors.into()));
         let child = process::spawn(command, libc::SIGKILL).expect("the binary starts");
         Job { child, admin, stdout, stderr }
     }

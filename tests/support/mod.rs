@@ -28,6 +28,7 @@ mod postgres;
 mod proxy;
 mod run;
 mod stack;
+mod terminal;
 mod witness;
 
 pub use acls::{Acl, Acls};
@@ -45,4 +46,5 @@ pub use postgres::{Postgres, connect};
 pub use proxy::{Fault, Match, Network, Proxy, api};
 pub use run::{block_on, random, run, tail, wait_until};
 pub use stack::Stack;
+pub use terminal::Terminal;
 pub use witness::{LONG_PATIENCE, PATIENCE, Witness, now, stop, taken};
