@@ -63,7 +63,8 @@ fn special16(bytes: &[u8; 16]) -> Option<usize> {
     (marks != 0).then_some(marks.trailing_zeros() as usize)
 }
 
-/// A bit for each special byte. Written out, because the compiler finds all of this by itself but the last step.
+/// A bit for each special byte. Written out, because the compiler finds all of this by itself but the last step, from
+/// bytes to bits.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "sse2")]
@@ -118,14 +119,28 @@ mod tests {
     }
 
     #[test]
-    fn the_first_special_byte_of_sixteen_is_the_same_on_any_processor() {
+    fn special_bytes_are_seen_wherever_they_stand() {
+        for len in 1..70 {
+            for at in 0..len {
+                let mut bytes = vec![b'a'; len];
+                assert!(is_ordinary(&bytes), "{len} bytes");
+                bytes[at] = b'"';
+                assert!(!is_ordinary(&bytes), "byte {at} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_bytes_are_read_alike_on_any_processor() {
         for at in 0..16 {
             for byte in 0..=u8::MAX {
                 for fill in [b'a', b'"', 0xff] {
                     let mut bytes = [b' '; 16];
                     bytes[at..].fill(fill);
                     bytes[at] = byte;
-                    assert_eq!(special16(&bytes), special16_anywhere(&bytes), "{byte} at {at} before {fill}");
+                    let first = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
+                    assert_eq!(special16(&bytes), first, "{byte} at {at} before {fill}");
+                    assert_eq!(special16_anywhere(&bytes), first, "{byte} at {at} before {fill}");
                 }
             }
         }

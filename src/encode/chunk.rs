@@ -155,7 +155,7 @@ const RECENT: usize = 64;
 
 /// Where a view is remembered: its upper half, buffer and offset, spread by Fibonacci hashing to 6 bits.
 fn slot(view: u128) -> usize {
-    (((view >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+    (view::place(view).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
 }
 
 /// Value bytes end to end, in buffers that positions of 31 bits can address.
@@ -171,9 +171,9 @@ impl Arena {
         if self.bytes.len() + value.len() > i32::MAX as usize {
             self.full.push(Buffer::from_vec(std::mem::take(&mut self.bytes)));
         }
-        let (buffer, offset) = (self.full.len() as u128, self.bytes.len() as u128);
+        let (buffer, offset) = (self.full.len() as u32, self.bytes.len() as u32);
         self.bytes.extend_from_slice(value);
-        (old & u128::from(u64::MAX)) | buffer << 64 | offset << 96
+        view::moved(old, buffer, offset)
     }
 
     fn finish(mut self) -> Vec<Buffer> {

@@ -10,6 +10,10 @@ use arrow::datatypes::{ArrowNativeType, DataType};
 /// Values compared at once.
 const BLOCK: usize = 64;
 
+/// Rows after which a run has shown in which columns it differs. A row that differs in more is of the next campaign, and
+/// those behind it would be written with that campaign's columns as if each had its own.
+const SETTLED: usize = 8;
+
 /// Which cells differ from the one above: a bit per cell, rows of whole words. The first row is fresh throughout.
 pub(super) struct Fresh {
     bits: Vec<u64>,
@@ -32,16 +36,17 @@ impl Fresh {
         Fresh { bits, words, columns: columns.len() }
     }
 
-    /// The run that begins with the first of `rows`, all of whose other rows differ from the one above only as `repeats`
-    /// allows, which is given their fresh columns, a bit each: where it ends, and the columns that are fresh in any of its
-    /// other rows, in order.
+    /// The run that begins with the first of `rows`, which are not empty: where it ends, and the columns that are fresh in
+    /// any of its other rows, in order. Those rows differ from the one above only as `repeats` allows, which is given their
+    /// fresh columns, a bit each; and once the run is [`SETTLED`], only in columns that others have differed in.
     pub(super) fn run(&self, rows: Range<usize>, repeats: impl Fn(&[u64]) -> bool) -> (usize, Vec<usize>) {
         let mut end = rows.start + 1;
         let (mut last, mut any): (&[u64], Vec<u64>) = (&[], Vec::new());
         for fresh in self.bits[end * self.words..rows.end * self.words].chunks_exact(self.words) {
             // In a fan-out nearly every row differs from the one above just where that one did.
             if !fresh.iter().eq(last) {
-                if !repeats(fresh) {
+                let differs_anew = any.iter().zip(fresh).any(|(any, fresh)| fresh & !any != 0);
+                if !repeats(fresh) || (differs_anew && end - rows.start >= SETTLED) {
                     break;
                 }
                 any.resize(self.words, 0);
@@ -50,7 +55,7 @@ impl Fresh {
             }
             end += 1;
         }
-        let is_fresh = |&column: &usize| any.get(column / 64).is_some_and(|word| word >> (column % 64) & 1 == 1);
+        let is_fresh = |&column: &usize| any[column / 64] >> (column % 64) & 1 == 1;
         let columns = if any.is_empty() { Vec::new() } else { (0..self.columns).filter(is_fresh).collect() };
         (end, columns)
     }
@@ -121,5 +126,62 @@ fn each(len: usize, nulls: Option<&NullBuffer>, same: impl Fn(usize, usize) -> b
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use arrow::array::Int32Array;
+
+    use super::*;
+
+    const COLUMNS: usize = 70;
+
+    /// Rows that differ from the one above in just these columns.
+    fn fresh(rows: &[&[usize]]) -> Fresh {
+        let values = |column: usize| {
+            let mut value = 0;
+            let values = rows.iter().map(move |fresh| {
+                value += i32::from(fresh.contains(&column));
+                value
+            });
+            Arc::new(Int32Array::from_iter_values(values)) as ArrayRef
+        };
+        Fresh::find(&(0..COLUMNS).map(values).collect::<Vec<_>>(), rows.len())
+    }
+
+    #[test]
+    fn a_run_ends_where_a_row_may_not_repeat_or_the_rows_end() {
+        let rows = fresh(&[&[], &[1, 68], &[1], &[], &[1, 66], &[5], &[1], &[1]]);
+        let repeats = |fresh: &[u64]| fresh[0] & (1 << 5) == 0;
+        assert_eq!(rows.run(0..8, repeats), (5, vec![1, 66, 68]));
+        assert_eq!(rows.run(1..8, repeats), (5, vec![1, 66]), "what the first row differs in does not count");
+        assert_eq!(rows.run(1..3, repeats), (3, vec![1]));
+        assert_eq!(rows.run(2..4, repeats), (4, vec![]));
+        assert_eq!(rows.run(4..8, repeats), (5, vec![]));
+        assert_eq!(rows.run(5..8, repeats), (8, vec![1]));
+        assert_eq!(rows.run(7..8, repeats), (8, vec![]));
+    }
+
+    #[test]
+    fn rows_that_differ_as_the_one_above_are_not_asked_for() {
+        let (rows, asked) = (fresh(&[[1_usize].as_slice(); 100]), Cell::new(0));
+        assert_eq!(rows.run(0..100, |_| asked.replace(asked.get() + 1) < 1), (100, vec![1]));
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn a_run_that_is_settled_ends_before_the_next_campaign() {
+        for (before, end) in [(SETTLED - 1, 2 * SETTLED), (SETTLED, SETTLED), (SETTLED + 1, SETTLED + 1)] {
+            let mut rows: Vec<&[usize]> = vec![&[1]; 2 * SETTLED];
+            rows[before] = &[1, 66];
+            assert_eq!(fresh(&rows).run(0..rows.len(), |_| true).0, end, "{before} rows before");
+        }
+        let mut rows: Vec<&[usize]> = vec![&[1, 66]; 2 * SETTLED];
+        rows[SETTLED + 1] = &[66];
+        assert_eq!(fresh(&rows).run(0..rows.len(), |_| true), (rows.len(), vec![1, 66]), "less is no other campaign");
     }
 }

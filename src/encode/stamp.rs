@@ -15,8 +15,8 @@ pub(super) struct Stamp<'a> {
 }
 
 impl Stamp<'_> {
-    /// Appends the row with the text of `row`, if that has the length of the one before and is `ordinary`: written as it
-    /// is. Else appends nothing and says so.
+    /// Appends the row with the text of `row`, if that has the length of `place` and is `ordinary`: written as it is. Else
+    /// appends nothing and says so.
     #[inline]
     pub(super) fn write(
         &self,

@@ -32,6 +32,7 @@ const ID_LEN: i32 = size_of::<Id>() as i32;
 pub(super) fn store(parts: &[&StringViewArray]) -> Result<Option<ArrayRef>, ArrowError> {
     let rows: usize = parts.iter().map(|part| part.len()).sum();
     let mut ids: Vec<Id> = Vec::with_capacity(rows);
+    // Behind `ids` by those that came since the last null: they are counted at once.
     let mut nulls = NullBufferBuilder::new(rows);
     let mut others = Others::default();
     for part in parts {

@@ -40,7 +40,7 @@ impl Rows {
     ) -> Result<(), ErrorKind> {
         let mut row = rows.start;
         while row < rows.end {
-            let (first, end, differing) = self.next_fan_out(fresh, row..rows.end);
+            let FanOut { first, end, differing } = self.next_fan_out(fresh, row..rows.end);
             let begin = out.len();
             self.pgpq.write_batch(&batch.slice(row, first + 1 - row), out)?;
             if end > first + 1 {
@@ -51,20 +51,26 @@ impl Rows {
         Ok(())
     }
 
-    /// The next row that is worth repeating, the end of those that repeat it, and where they differ; none: the last row and
-    /// the end.
-    fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> (usize, usize, Vec<usize>) {
+    /// The next rows that are worth repeating; none: the last row alone.
+    fn next_fan_out(&self, fresh: &Fresh, rows: Range<usize>) -> FanOut {
         let repeats = |fresh: &[u64]| fresh.iter().zip(&self.plain).all(|(fresh, plain)| fresh & !plain == 0);
         let mut first = rows.start;
         while first < rows.end {
             let (end, differing) = fresh.run(first..rows.end, repeats);
             if end - first > WORTH {
-                return (first, end, differing);
+                return FanOut { first, end, differing };
             }
             first = end;
         }
-        (rows.end - 1, rows.end, Vec::new())
+        FanOut { first: rows.end - 1, end: rows.end, differing: Vec::new() }
     }
+}
+
+/// A row, and those below it that repeat it up to `end`, but for their texts in the columns `differing`.
+struct FanOut {
+    first: usize,
+    end: usize,
+    differing: Vec<usize>,
 }
 
 /// One row as COPY has it: a count of cells, and each cell with its length before it.
@@ -75,10 +81,10 @@ struct Row {
 }
 
 impl Row {
-    /// Writes `rows` of `batch`, which stand behind this one and differ from it in these columns of plain text only.
+    /// Writes `rows` of `batch`, directly below this one, which differ from it in these columns of plain text only.
     fn repeat(&self, batch: &RecordBatch, differing: &[usize], rows: Range<usize>, out: &mut BytesMut) {
-        let cell = |&column: &usize| (self.cells[column].clone(), batch.column(column).as_string_view());
-        let cells: Vec<_> = differing.iter().map(cell).collect();
+        let texts = |&column: &usize| (self.cells[column].clone(), batch.column(column).as_string_view());
+        let cells: Vec<_> = differing.iter().map(texts).collect();
         let stamp = match &cells[..] {
             [(cell, texts)] if texts.is_valid(rows.start - 1) => {
                 Some(Stamp { bytes: self.bytes.clone(), place: cell.start + WORD..cell.end, texts })

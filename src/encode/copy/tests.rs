@@ -108,7 +108,7 @@ proptest! {
     }
 }
 
-/// After each of them as the row that is repeated: of one length, shorter, longer, empty, none.
+/// After each of them as the row that is repeated: of the same length, shorter, longer, empty, none.
 #[test]
 fn texts_take_the_place_of_any_other() {
     let texts = [Some("abc"), Some("xyz"), Some("a"), Some("abcdefghijklmnopqrst"), Some(""), None];
@@ -124,6 +124,27 @@ fn texts_take_the_place_of_any_other() {
         let row = |text: &Option<&str>| vec![text.map(cell), Some(cell("the same for all"))];
         assert_eq!(parse(&bytes), clients.iter().map(row).collect::<Vec<_>>(), "after {first:?}");
     }
+}
+
+/// A fan-out of texts in which a number changes, far to the right.
+#[test]
+fn more_columns_than_a_word_has_bits() {
+    let text = |row: i32, column: i32| if column % 63 == 0 { format!("{row:02}") } else { column.to_string() };
+    let columns = (0..70).map(|column| {
+        let array: ArrayRef = match column {
+            68 => Arc::new(Int32Array::from_iter_values((0..30).map(|row| row / 10))),
+            _ => Arc::new(StringViewArray::from_iter_values((0..30).map(|row| text(row, column)))),
+        };
+        (format!("c{column}"), array)
+    });
+    let types: Vec<Type> = (0..70).map(|column| if column == 68 { Type::INT4 } else { Type::TEXT }).collect();
+    let (_, bytes) = copy(&[RecordBatch::try_from_iter(columns).unwrap()], &types);
+    let cell = |row: i32, column| match column {
+        68 => Some((row / 10).to_be_bytes().to_vec()),
+        _ => Some(text(row, column).into_bytes()),
+    };
+    let rows: Vec<Vec<_>> = (0..30).map(|row| (0..70).map(|column| cell(row, column)).collect()).collect();
+    assert_eq!(parse(&bytes), rows);
 }
 
 #[test]

@@ -81,12 +81,14 @@ fn dictionaries_are_written_as_their_values() {
     assert_eq!(encode(&batch), [r#"{"d":"x"}"#, "{}", r#"{"d":"x"}"#]);
 }
 
-/// After each of them as the first row of a run: shorter, longer, of one length, with escapes, empty, none.
+/// After each of them as the first row of a run: shorter, longer, of the same length, with escapes, empty, none.
 #[test]
 fn texts_take_the_place_of_any_other() {
-    let texts = [Some("abc"), Some("xyz"), Some("a\nb"), Some("a"), Some("abcdefghijklmnopqrst"), Some(""), None];
-    for first in texts {
-        let clients: Vec<_> = [first].into_iter().chain(texts).collect();
+    let long = [Some("abcdefghijklmnopqrst"), Some("a\"cdefghijklmnopqrst"), Some("abcdefghijklmnopqrs\n")];
+    let texts = [Some("abc"), Some("xyz"), Some("a\nb"), Some("a"), Some(""), None].into_iter().chain(long);
+    let texts: Vec<_> = texts.collect();
+    for &first in &texts {
+        let clients: Vec<_> = [first].into_iter().chain(texts.clone()).collect();
         let contents = StringViewArray::from_iter_values(vec![r#"the same "text" for all"#; clients.len()]);
         let ends = Int32Array::from(vec![5; clients.len()]);
         let batch = RecordBatch::try_from_iter_with_nullable([
@@ -100,6 +102,25 @@ fn texts_take_the_place_of_any_other() {
         };
         assert_eq!(encode(&batch.unwrap()), clients.iter().map(row).collect::<Vec<_>>(), "after {first:?}");
     }
+}
+
+/// Both differ from row to row, now the one and now the other.
+#[test]
+fn two_texts_of_the_same_length_take_the_place_of_others() {
+    let rows: Vec<_> = (0..20).map(|row| (format!("client {:02}", row / 2), format!("city {:02}", row / 3))).collect();
+    let texts = |text: &dyn Fn(usize) -> String| {
+        Arc::new(StringViewArray::from_iter_values((0..rows.len()).map(text))) as ArrayRef
+    };
+    let batch = RecordBatch::try_from_iter([
+        ("client", texts(&|row| rows[row].0.clone())),
+        ("content", texts(&|_| "the same for all".into())),
+        ("end", texts(&|_| "the same for all".into())),
+        ("city", texts(&|row| rows[row].1.clone())),
+    ]);
+    let row = |(client, city): &(String, String)| {
+        format!(r#"{{"client":"{client}","content":"the same for all","end":"the same for all","city":"{city}"}}"#)
+    };
+    assert_eq!(encode(&batch.unwrap()), rows.iter().map(row).collect::<Vec<_>>());
 }
 
 #[test]
