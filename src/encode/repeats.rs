@@ -180,6 +180,13 @@ mod tests {
             rows[before] = &[1, 66];
             assert_eq!(fresh(&rows).run(0..rows.len(), |_| true).0, end, "{before} rows before");
         }
+        let mut rows: Vec<&[usize]> = vec![&[1]; 2 * SETTLED];
+        rows[SETTLED + 2] = &[1, 66];
+        assert_eq!(
+            fresh(&rows).run(3..rows.len(), |_| true).0,
+            rows.len(),
+            "not settled, counted from its own first row"
+        );
         let mut rows: Vec<&[usize]> = vec![&[1, 66]; 2 * SETTLED];
         rows[SETTLED + 1] = &[66];
         assert_eq!(fresh(&rows).run(0..rows.len(), |_| true), (rows.len(), vec![1, 66]), "less is no other campaign");

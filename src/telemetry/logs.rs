@@ -26,7 +26,8 @@ pub fn init_with(default_filter: &str) -> Result<()> {
         problem: error.to_string(),
         remedy: "write a level, or levels by module: RUST_LOG=debug or RUST_LOG=info,dinnerbell::ledger=debug".into(),
     })?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    // An error of the log would be told where the log could not be written, which panics.
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     let done = if io::stderr().is_terminal() {
         logs.with_writer(|| AboveBars).with_target(false).try_init()
     } else {
@@ -48,13 +49,14 @@ struct AboveBars;
 impl Write for AboveBars {
     /// All of it: a bar must not come between the parts of a line.
     ///
-    /// Nothing, once the terminal is gone: there the bars would panic, and so would tracing, which tells an error of the
-    /// log on the same terminal.
+    /// Without the bars once the terminal is gone: they would panic.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if io::stderr().is_terminal() {
-            let _ = BARS.suspend(|| io::stderr().write_all(line));
-        }
-        Ok(line.len())
+        let written = if io::stderr().is_terminal() {
+            BARS.suspend(|| io::stderr().write_all(line))
+        } else {
+            io::stderr().write_all(line)
+        };
+        written.map(|()| line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -89,7 +89,8 @@ fn texts_take_the_place_of_any_other() {
     let texts: Vec<_> = texts.collect();
     for &first in &texts {
         let clients: Vec<_> = [first].into_iter().chain(texts.clone()).collect();
-        let contents = StringViewArray::from_iter_values(vec![r#"the same "text" for all"#; clients.len()]);
+        // Short, so that its views are equal, as a campaign's are.
+        let contents = StringViewArray::from_iter_values(vec![r#"one "text""#; clients.len()]);
         let ends = Int32Array::from(vec![5; clients.len()]);
         let batch = RecordBatch::try_from_iter_with_nullable([
             ("content", Arc::new(contents) as ArrayRef, true),
@@ -97,9 +98,8 @@ fn texts_take_the_place_of_any_other() {
             ("end", Arc::new(ends) as ArrayRef, true),
         ]);
         let cell = |text: &str| format!(r#""client":{},"#, Value::from(text));
-        let row = |text: &Option<&str>| {
-            format!(r#"{{"content":"the same \"text\" for all",{}"end":5}}"#, text.map_or("".into(), cell))
-        };
+        let row =
+            |text: &Option<&str>| format!(r#"{{"content":"one \"text\"",{}"end":5}}"#, text.map_or("".into(), cell));
         assert_eq!(encode(&batch.unwrap()), clients.iter().map(row).collect::<Vec<_>>(), "after {first:?}");
     }
 }
@@ -113,12 +113,12 @@ fn two_texts_of_the_same_length_take_the_place_of_others() {
     };
     let batch = RecordBatch::try_from_iter([
         ("client", texts(&|row| rows[row].0.clone())),
-        ("content", texts(&|_| "the same for all".into())),
-        ("end", texts(&|_| "the same for all".into())),
+        ("content", texts(&|_| "one text".into())),
+        ("end", texts(&|_| "one text".into())),
         ("city", texts(&|row| rows[row].1.clone())),
     ]);
     let row = |(client, city): &(String, String)| {
-        format!(r#"{{"client":"{client}","content":"the same for all","end":"the same for all","city":"{city}"}}"#)
+        format!(r#"{{"client":"{client}","content":"one text","end":"one text","city":"{city}"}}"#)
     };
     assert_eq!(encode(&batch.unwrap()), rows.iter().map(row).collect::<Vec<_>>());
 }
