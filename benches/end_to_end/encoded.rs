@@ -178,7 +178,11 @@ async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
     ledger.register(&postgres, &starts).await.expect("the ledger");
     let transactional_ids = [0, 1].map(|k| format!("{group}.null.{k}"));
     let claimed = ledger.take(&postgres, &partitions, &transactional_ids).await.expect("the ledger");
-    let producer = setup::producer_properties(config, &topics);
+    let mut producer = setup::producer_properties(config, &topics);
+    // It has all records at once, and keeps the queue full: what lingers behind a batch would make librdkafka's thread spin.
+    for (key, value) in [("linger.ms", "60000"), ("queue.buffering.max.kbytes", "16384")] {
+        producer.insert(key.into(), value.into());
+    }
     let mut consumer = std::collections::BTreeMap::clone(&config.source.kafka);
     let queued = (65_536 / topics.partitions).to_string();
     for (key, value) in [

@@ -254,8 +254,8 @@ fn produce(producer: &Producer, topic: &str, records: &[(Bytes, Bytes)]) {
     for (json, ends) in records {
         let ends = ends.chunks_exact(4).map(|end| u32::from_le_bytes(end.try_into().expect("4 bytes")) as usize);
         let starts = std::iter::once(0).chain(ends.clone());
-        let records: Vec<Record<'_>> = starts.zip(ends).map(|(start, end)| (None, &json[start..end])).collect();
-        producer.produce_all(topic, &records).expect("Kafka takes the rows");
+        let records = starts.zip(ends).map(|(start, end)| -> Record<'_> { (None, &json[start..end]) });
+        producer.produce_all(topic, records).expect("Kafka takes the rows");
     }
     let patience = Instant::now() + Duration::from_secs(600);
     assert!(producer.acknowledged(patience).expect("Kafka takes the rows"), "not within ten minutes");

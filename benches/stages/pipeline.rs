@@ -176,8 +176,6 @@ impl Pipeline {
             copy: CopyEncoder::new(self.conform.schema(), self.conform.types()).expect("a conformed schema"),
             json: JsonRows::new(self.conform.schema()).expect("a conformed schema"),
             buffer: BytesMut::new(),
-            text: Vec::new(),
-            ends: Vec::new(),
             slice: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -207,8 +205,6 @@ pub struct NullSinks {
     copy: CopyEncoder,
     json: JsonRows,
     buffer: BytesMut,
-    text: Vec<u8>,
-    ends: Vec<usize>,
     slice: Vec<RecordBatch>,
     rows: usize,
     /// All that was encoded: keeps the compiler from leaving it out.
@@ -232,10 +228,13 @@ impl NullSinks {
     }
 
     pub fn json(&mut self, batch: &RecordBatch) -> usize {
-        self.text.clear();
-        self.ends.clear();
-        self.json.encode(batch, &mut self.text, &mut self.ends).expect("conformed rows");
-        self.text.len()
+        let mut bytes = 0;
+        let take = |text: &[u8], _: &[usize]| {
+            bytes += text.len();
+            Ok(())
+        };
+        self.json.pieces(batch, take).expect("conformed rows");
+        bytes
     }
 
     fn end_slice(&mut self) {

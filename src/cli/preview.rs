@@ -25,7 +25,6 @@ use crate::decode::Decoder;
 use crate::decode::row_numbers;
 use crate::encode::conform::Conform;
 use crate::encode::json::JsonRows;
-use crate::encode::pieces::pieces;
 use crate::error::{Error, Result};
 use crate::job::setup::{self, Mission};
 use crate::ledger::store;
@@ -36,9 +35,6 @@ use crate::transform::{CAMPAIGNS, Transform, table_names};
 
 /// Rows of each table that are shown where `--limit` says nothing.
 const SHOWN_ROWS: usize = 20;
-
-/// JSON encoded at once.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// Shows what was asked for.
 ///
@@ -299,9 +295,7 @@ impl Rows {
             Rows::Json { encoder, left } => {
                 let batch = batch.slice(0, batch.num_rows().min(*left));
                 *left -= batch.num_rows();
-                for piece in pieces(&batch, PIECE_BYTES) {
-                    print_json(encoder, &piece)?;
-                }
+                encoder.pieces(&batch, print_json)?;
             }
         }
         Ok(())
@@ -309,13 +303,11 @@ impl Rows {
 }
 
 /// One row a line, each byte for byte the value of a record.
-fn print_json(encoder: &JsonRows, rows: &RecordBatch) -> Result<()> {
-    let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-    encoder.encode(rows, &mut bytes, &mut ends)?;
-    let mut lines = Vec::with_capacity(bytes.len() + ends.len());
+fn print_json(rows: &[u8], ends: &[usize]) -> Result<()> {
+    let mut lines = Vec::with_capacity(rows.len() + ends.len());
     let mut start = 0;
-    for end in ends {
-        lines.extend_from_slice(&bytes[start..end]);
+    for &end in ends {
+        lines.extend_from_slice(&rows[start..end]);
         lines.push(b'\n');
         start = end;
     }

@@ -21,7 +21,7 @@ impl KafkaProperties {
         common: &BTreeMap<String, Setting<String>>,
         side: &BTreeMap<String, Setting<String>>,
     ) -> KafkaProperties {
-        common.iter().chain(side).map(|(name, setting)| (name.clone(), setting.value.clone())).collect()
+        common.iter().chain(side).map(|(name, setting)| (usual(name).to_owned(), setting.value.clone())).collect()
     }
 
     /// The addresses in `bootstrap.servers`.
@@ -99,6 +99,24 @@ const PRODUCER: &str = "transactions need idempotence and all acknowledgements";
 const REMOVE: &str = "remove it";
 const REMOVE_GROUP: &str = "remove it; its prefix is [source] group_id";
 
+/// librdkafka's two names of one property: the usual one, to which all are brought, and the other. A client given both would
+/// have the value of either.
+const SYNONYMS: &[(&str, &str)] = &[
+    ("compression.type", "compression.codec"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+    ("retries", "message.send.max.retries"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("sasl.oauthbearer.client.id", "sasl.oauthbearer.client.credentials.client.id"),
+    ("sasl.oauthbearer.client.secret", "sasl.oauthbearer.client.credentials.client.secret"),
+];
+
+fn usual(name: &str) -> &str {
+    SYNONYMS.iter().find(|(_, other)| *other == name).map_or(name, |(usual, _)| usual)
+}
+
 /// Those that people write most, to find the nearest to a misspelled one. librdkafka can list only what has a default.
 const COMMON: &[&str] = &[
     "bootstrap.servers",
@@ -141,6 +159,12 @@ pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&s
     for (name, setting) in properties {
         if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| owned == name) {
             return Err(setting.refuse(format!("this property is the job's own: {why}"), *instead));
+        }
+        let usual = usual(name);
+        if usual != name && properties.contains_key(usual) {
+            return Err(
+                setting.refuse(format!("this is {usual:?} by another name, which is set as well"), "keep one of them")
+            );
         }
         let probe: ClientConfig = [(name.clone(), setting.value.clone())].into_iter().collect();
         let Err(error) = probe.create_native_config() else { continue };

@@ -195,6 +195,19 @@ fn wrong_types() {
 }
 
 #[test]
+fn a_property_has_one_value_under_both_of_its_names() {
+    let names = ["[kafka]\n\"compression.codec\" = \"gzip\"\n", "[sink.kafka]\n\"compression.type\" = \"zstd\"\n"];
+    let config = parse(&names.concat()).unwrap();
+    assert_eq!(config.source.kafka["compression.type"], "gzip");
+    assert_eq!(config.sink_kafka.kafka["compression.type"], "zstd");
+    assert!(!config.sink_kafka.kafka.contains_key("compression.codec"));
+    assert_snapshot!(complaint("[kafka]\n\"linger.ms\" = 1\n\"queue.buffering.max.ms\" = 2\n"), @r#"
+    kafka."queue.buffering.max.ms": this is "linger.ms" by another name, which is set as well (conf/dinnerbell.toml, line 3)
+    keep one of them
+    "#);
+}
+
+#[test]
 fn out_of_range() {
     assert_snapshot!(complaint("[batch]\nmax_bytes = \"2GiB\"\n"), @r#"
     batch.max_bytes: must be from 1.0 KiB to 1.0 GiB, and is 2GiB (conf/dinnerbell.toml, line 2)

@@ -6,6 +6,7 @@
 //! Usage, once per COPY statement: [`header`], then [`CopyEncoder::chunks`] for each batch, then [`trailer`].
 
 mod rows;
+mod step;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,17 +21,16 @@ use pgpq::pg_schema::PostgresType;
 use tokio_postgres::types::Type;
 
 use self::rows::Rows;
+use self::step::STEP;
 use super::arrow;
-use super::pieces::cuts;
 use super::repeats::Fresh;
 use crate::config::quote_identifier;
 use crate::sink::table::TableShape;
 use crate::{Error, Result};
 
 /// Bytes after which a chunk is handed out. Below 256 KiB the cost per message shows, above 1 MiB nothing is gained
-/// and memory is; one step of rows (about [`STEP`] bytes, or a single row) may come on top.
+/// and memory is; some rows (about [`STEP`] bytes, or a single row) may come on top.
 pub const CHUNK: usize = 256 * 1024;
-const STEP: usize = 64 * 1024;
 
 /// `PGCOPY\n\xff\r\n\0`, no flags, no header extension.
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -84,16 +84,16 @@ impl CopyEncoder {
     pub fn encode(&mut self, batch: &RecordBatch, out: &mut BytesMut) -> Result<()> {
         let batch = self.wire_batch(batch)?;
         let fresh = Fresh::find(batch.columns(), batch.num_rows());
-        self.rows.write(&batch, &fresh, 0..batch.num_rows(), out).map_err(failed("encoding rows for COPY"))
+        self.rows.write(&batch, &fresh, 0, usize::MAX, out).map_err(failed("encoding rows for COPY"))?;
+        Ok(())
     }
 
     /// Appends the rows of `batch` to `out` and hands out what is there whenever it reaches [`CHUNK`] bytes. The rest
     /// stays in `out`, for the next batch or the trailer.
     pub fn chunks<'a>(&'a mut self, batch: &RecordBatch, out: &'a mut BytesMut) -> Result<Chunks<'a>> {
         let batch = self.wire_batch(batch)?;
-        let steps = cuts(&batch, STEP).into_iter();
         let fresh = Fresh::find(batch.columns(), batch.num_rows());
-        Ok(Chunks { rows: &mut self.rows, batch, fresh, next: 0, steps, out })
+        Ok(Chunks { rows: &mut self.rows, batch, fresh, next: 0, out })
     }
 
     /// The batch as pgpq takes it: uuids as their 16 bytes.
@@ -121,7 +121,6 @@ pub struct Chunks<'a> {
     batch: RecordBatch,
     fresh: Fresh,
     next: usize,
-    steps: std::vec::IntoIter<usize>,
     out: &'a mut BytesMut,
 }
 
@@ -129,15 +128,17 @@ impl Iterator for Chunks<'_> {
     type Item = Result<Bytes>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.out.len() < CHUNK {
-            let end = self.steps.next()?;
-            // Room for the whole chunk at once: growing would copy it.
-            self.out.reserve((CHUNK + STEP).saturating_sub(self.out.len()));
-            if let Err(error) = self.rows.write(&self.batch, &self.fresh, self.next..end, self.out) {
-                self.steps = Vec::new().into_iter();
+        // Room for the whole chunk at once: growing would copy it.
+        self.out.reserve((CHUNK + STEP).saturating_sub(self.out.len()));
+        match self.rows.write(&self.batch, &self.fresh, self.next, CHUNK, self.out) {
+            Ok(next) => self.next = next,
+            Err(error) => {
+                self.next = self.batch.num_rows();
                 return Some(Err(failed("encoding rows for COPY")(error)));
             }
-            self.next = end;
+        }
+        if self.out.len() < CHUNK {
+            return None;
         }
         Some(Ok(self.out.split().freeze()))
     }

@@ -24,6 +24,9 @@ use super::stamp::Stamp;
 use crate::json::is_ordinary;
 use crate::{Error, Result};
 
+/// Rows handed on at once, or a row more: few enough that a processor's cache still has them when they are copied.
+pub const PIECE: usize = 128 * 1024;
+
 /// Writes rows of one schema.
 #[derive(Debug, Clone)]
 pub struct JsonRows {
@@ -58,7 +61,7 @@ impl JsonRows {
     /// ended). Nothing stands between rows. Fails only on times that no calendar has, with `out` and `ends` as before.
     pub fn encode(&self, batch: &RecordBatch, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<()> {
         let (begin, rows) = (out.len(), ends.len());
-        let result = self.append(batch, out, ends);
+        let result = self.append(batch, out, ends, |_, _| Ok(()));
         if result.is_err() {
             out.truncate(begin);
             ends.truncate(rows);
@@ -66,27 +69,52 @@ impl JsonRows {
         result
     }
 
-    fn append(&self, batch: &RecordBatch, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<()> {
+    /// As [`JsonRows::encode`], but hands the rows on whenever [`PIECE`] bytes of them are written: their text, and where in
+    /// it each one ends. A batch in Arrow is small however large its campaign is; as JSON, every row has the campaign's text.
+    ///
+    /// # Errors
+    /// Those of [`JsonRows::encode`] and of `take`, with all pieces before it taken.
+    pub fn pieces(&self, batch: &RecordBatch, mut take: impl FnMut(&[u8], &[usize]) -> Result<()>) -> Result<()> {
+        let (mut text, mut ends) = (Vec::with_capacity(PIECE + PIECE / 4), Vec::new());
+        self.append(batch, &mut text, &mut ends, |text, ends| {
+            if text.len() >= PIECE {
+                take(text, ends)?;
+                text.clear();
+                ends.clear();
+            }
+            Ok(())
+        })?;
+        if ends.is_empty() { Ok(()) } else { take(&text, &ends) }
+    }
+
+    /// Calls `after` with both after each row.
+    fn append(
+        &self,
+        batch: &RecordBatch,
+        out: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+        mut after: impl FnMut(&mut Vec<u8>, &mut Vec<usize>) -> Result<()>,
+    ) -> Result<()> {
         let (arrays, columns) = self.columns(batch)?;
         let fresh = Fresh::find(&arrays, batch.num_rows());
         let most = columns.len() as u32 / 2;
         let repeats = |fresh: &[u64]| fresh.iter().map(|word| word.count_ones()).sum::<u32>() <= most;
         let mut row = Row { bytes: Vec::new(), bounds: Vec::with_capacity(columns.len() + 1) };
         let mut first = 0;
-        ends.reserve(batch.num_rows());
         while first < batch.num_rows() {
             let (end, differing) = fresh.run(first..batch.num_rows(), repeats);
             self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
-            out.reserve(row.bytes.len().saturating_mul(end - first).min(MAX_RESERVE));
             close(&row.bytes, out);
             ends.push(out.len());
+            after(out, ends)?;
             if end > first + 1 {
-                let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces(&row, &differing));
+                let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces_of(&row, &differing));
                 for at in first + 1..end {
                     if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, out, is_ordinary)) {
                         pieces.write(&columns, at, out).map_err(arrow("writing JSON"))?;
                     }
                     ends.push(out.len());
+                    after(out, ends)?;
                 }
             }
             first = end;
@@ -124,7 +152,7 @@ impl JsonRows {
     }
 
     /// What rows that differ from `row` in these columns are made of.
-    fn pieces(&self, row: &Row, differing: &[usize]) -> Pieces {
+    fn pieces_of(&self, row: &Row, differing: &[usize]) -> Pieces {
         let mut begin = 0;
         let cells = differing.iter().map(|&column| {
             let mut before = row.bytes[begin..row.bounds[column]].to_vec();
@@ -153,9 +181,6 @@ impl JsonRows {
         columns.collect::<Result<_, _>>().map_err(arrow(doing))
     }
 }
-
-/// Bytes that are reserved at once on the strength of a run's first row: a large one need not be typical.
-const MAX_RESERVE: usize = 4 << 20;
 
 /// One row without its `}`, each cell with its comma.
 struct Row {

@@ -1,5 +1,5 @@
 //! From the SELECT's rows to what the sinks and the ledger take: rows fitted to the sink table ([`conform`]), COPY
-//! BINARY ([`copy`]), JSON ([`json`]) and stored chunks ([`chunk`]), in [`pieces`] that bound the memory.
+//! BINARY ([`copy`]), JSON ([`json`]) and stored chunks ([`chunk`]), in pieces that bound the memory.
 //!
 //! Pure: Arrow in, bytes out. A batch is conformed once, and everything after that works on the conformed batch, so that
 //! both sinks and a later re-emission show the same values.
@@ -8,7 +8,6 @@ pub mod chunk;
 pub mod conform;
 pub mod copy;
 pub mod json;
-pub mod pieces;
 
 mod repeats;
 mod stamp;

@@ -143,7 +143,7 @@ impl Transaction {
     /// The Kafka side, for a thread of its own: encodes, produces, and waits for the acknowledgements.
     fn kafka_side(&self, mut inbox: mpsc::Receiver<Piece>) -> Result<impl FnOnce() -> Result<Produced> + Send + use<>> {
         let (producer, letters_to, deadline) = (self.producer.clone(), self.letters_to.clone(), self.deadline);
-        let mut rows = RowProducer::new(&self.copy.schema, self.output_to.clone(), self.output_key.as_deref())?;
+        let rows = RowProducer::new(&self.copy.schema, self.output_to.clone(), self.output_key.as_deref())?;
         let limit = self.output_to.max_record_bytes;
         Ok(move || {
             producer.begin()?;

@@ -189,7 +189,7 @@ impl Tenancy {
         }
         let schema = resend.mission.engine.copy.schema.clone();
         let to = Destination { topic: resend.topic.as_str().into(), max_record_bytes: usize::MAX };
-        let mut rows = RowProducer::new(&schema, to, resend.key.as_deref())?;
+        let rows = RowProducer::new(&schema, to, resend.key.as_deref())?;
         let (letters, letter_topic) = (resend.letters.clone(), resend.letter_topic.clone());
         let (producer, group, topic) = (self.producer.clone(), self.group.clone(), self.ledger.topic.clone());
         kafka::blocking(move || {

@@ -34,6 +34,11 @@ const ROOM_PAUSE: Duration = Duration::from_millis(5);
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
+/// `linger.ms`: how long records wait for a full batch, unless [`Producer::acknowledged`] is called. Where records older than
+/// this wait behind a batch of their partition that is on its way, librdkafka's thread does not sleep until that one is
+/// acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once): much longer than that takes.
+const LINGER: &str = "250";
+
 /// The longest that one try of an abort or an init lasts, and the first try of an abort.
 const LONGEST_TRY: Duration = Duration::from_millis(100);
 const FIRST_ABORT: Duration = Duration::from_millis(1);
@@ -76,7 +81,7 @@ impl Producer {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
         for (key, value) in
-            [("queue.buffering.max.messages", "1000000"), ("linger.ms", "5"), ("compression.type", "lz4")]
+            [("queue.buffering.max.messages", "1000000"), ("linger.ms", LINGER), ("compression.type", "lz4")]
         {
             user.entry(key.into()).or_insert_with(|| value.into());
         }

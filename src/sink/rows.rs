@@ -9,19 +9,13 @@ use datafusion::common::DataFusionError;
 
 use super::kafka::{Destination, Producer};
 use crate::encode::json::JsonRows;
-use crate::encode::pieces::pieces;
 use crate::error::{Error, Result};
-
-/// JSON encoded at once: rows of one campaign share its text in Arrow, but not as JSON.
-const PIECE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Encodes rows of one schema as JSON and produces them to one topic.
 pub struct RowProducer {
     to: Destination,
     key: Option<usize>,
     rows: JsonRows,
-    buffer: Vec<u8>,
-    ends: Vec<usize>,
 }
 
 impl RowProducer {
@@ -31,45 +25,32 @@ impl RowProducer {
     /// [`Error::Setting`] where there is no such column.
     pub fn new(schema: &Schema, to: Destination, key: Option<&str>) -> Result<RowProducer> {
         let key = key.map(|name| schema.index_of(name).map_err(|_| no_such_key(schema, name))).transpose()?;
-        Ok(RowProducer { to, key, rows: JsonRows::new(schema)?, buffer: Vec::new(), ends: Vec::new() })
+        Ok(RowProducer { to, key, rows: JsonRows::new(schema)? })
     }
 
     /// Produces each row of the batch; returns the rows that are too large for the topic, which were left out.
     ///
     /// # Errors
     /// Encoding's or Kafka's.
-    pub fn produce(&mut self, producer: &Producer, batch: &RecordBatch) -> Result<Vec<usize>> {
-        let mut too_large = Vec::new();
-        let mut before = 0;
-        for piece in pieces(batch, PIECE_BYTES) {
-            self.produce_piece(producer, &piece, before, &mut too_large)?;
-            before += piece.num_rows();
-        }
+    pub fn produce(&self, producer: &Producer, batch: &RecordBatch) -> Result<Vec<usize>> {
+        let (mut row, mut too_large) = (0, Vec::new());
+        self.rows.pieces(batch, |text, ends| {
+            let column = self.key.map(|index| batch.column(index).slice(row, ends.len()));
+            let keys = column.as_ref().map(keys).transpose()?;
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let records = starts.zip(ends).enumerate().filter_map(|(n, (start, &end))| {
+                let (key, value) = (keys.as_ref().and_then(|keys| keys[n].as_deref()), &text[start..end]);
+                let fits = self.to.fits(key, Some(value), 0);
+                if !fits {
+                    too_large.push(row + n);
+                }
+                fits.then_some((key, value))
+            });
+            producer.produce_all(&self.to.topic, records)?;
+            row += ends.len();
+            Ok(())
+        })?;
         Ok(too_large)
-    }
-
-    fn produce_piece(
-        &mut self,
-        producer: &Producer,
-        piece: &RecordBatch,
-        before: usize,
-        too_large: &mut Vec<usize>,
-    ) -> Result<()> {
-        self.buffer.clear();
-        self.ends.clear();
-        self.rows.encode(piece, &mut self.buffer, &mut self.ends)?;
-        let keys = self.key.map(|index| keys(piece.column(index))).transpose()?;
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let mut records = Vec::with_capacity(self.ends.len());
-        for (row, (start, &end)) in starts.zip(&self.ends).enumerate() {
-            let (key, value) = (keys.as_ref().and_then(|keys| keys[row].as_deref()), &self.buffer[start..end]);
-            if self.to.fits(key, Some(value), 0) {
-                records.push((key, value));
-            } else {
-                too_large.push(before + row);
-            }
-        }
-        producer.produce_all(&self.to.topic, &records)
     }
 }
 

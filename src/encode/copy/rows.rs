@@ -8,6 +8,7 @@ use bytes::{BufMut, BytesMut};
 use pgpq::ArrowToPostgresBinaryEncoder;
 use pgpq::error::ErrorKind;
 
+use super::step::step;
 use crate::encode::repeats::{Fresh, bits};
 use crate::encode::stamp::Stamp;
 
@@ -30,25 +31,28 @@ impl Rows {
         Rows { pgpq, plain: bits(plain) }
     }
 
-    /// Appends `rows` of `batch`, of which `fresh` knows what repeats.
+    /// Appends rows of `batch`, from `row` on, until `out` has `bytes` bytes or little more; where to go on. `fresh` knows what
+    /// repeats in the batch.
     pub(super) fn write(
         &mut self,
         batch: &RecordBatch,
         fresh: &Fresh,
-        rows: Range<usize>,
+        mut row: usize,
+        bytes: usize,
         out: &mut BytesMut,
-    ) -> Result<(), ErrorKind> {
-        let mut row = rows.start;
-        while row < rows.end {
-            let FanOut { first, end, differing } = self.next_fan_out(fresh, row..rows.end);
-            let begin = out.len();
-            self.pgpq.write_batch(&batch.slice(row, first + 1 - row), out)?;
-            if end > first + 1 {
-                last_row(&out[begin..], first + 1 - row).repeat(batch, &differing, first + 1..end, out);
+    ) -> Result<usize, ErrorKind> {
+        while row < batch.num_rows() && out.len() < bytes {
+            let FanOut { first, end, differing } = self.next_fan_out(fresh, row..batch.num_rows());
+            while row <= first && out.len() < bytes {
+                let (rows, begin) = (step(batch, row..first + 1), out.len());
+                self.pgpq.write_batch(&rows, out)?;
+                row += rows.num_rows();
+                if row > first && row < end {
+                    row = last_row(&out[begin..], rows.num_rows()).repeat(batch, &differing, row..end, bytes, out);
+                }
             }
-            row = end;
         }
-        Ok(())
+        Ok(row)
     }
 
     /// The next rows that are worth repeating; none: the last row alone.
@@ -81,8 +85,16 @@ struct Row {
 }
 
 impl Row {
-    /// Writes `rows` of `batch`, directly below this one, which differ from it in these columns of plain text only.
-    fn repeat(&self, batch: &RecordBatch, differing: &[usize], rows: Range<usize>, out: &mut BytesMut) {
+    /// Writes `rows` of `batch`, directly below this one, which differ from it in these columns of plain text only, until
+    /// `out` has `bytes` bytes; where to go on.
+    fn repeat(
+        &self,
+        batch: &RecordBatch,
+        differing: &[usize],
+        rows: Range<usize>,
+        bytes: usize,
+        out: &mut BytesMut,
+    ) -> usize {
         let texts = |&column: &usize| (self.cells[column].clone(), batch.column(column).as_string_view());
         let cells: Vec<_> = differing.iter().map(texts).collect();
         let stamp = match &cells[..] {
@@ -91,11 +103,15 @@ impl Row {
             }
             _ => None,
         };
-        for row in rows {
+        for row in rows.clone() {
+            if out.len() >= bytes {
+                return row;
+            }
             if !stamp.as_ref().is_some_and(|stamp| stamp.write(row, out, |_| true)) {
                 self.write_with(&cells, row, out);
             }
         }
+        rows.end
     }
 
     /// Appends the row with other texts in these cells, those of `row`.

@@ -153,6 +153,35 @@ fn a_time_beyond_the_calendar_leaves_the_output_as_it_was() {
     assert_eq!((out.as_slice(), ends.as_slice()), (b"kept".as_slice(), [4].as_slice()));
 }
 
+#[test]
+fn pieces_are_whole_rows_of_about_the_size_promised() {
+    let batch = samples::fan_out(5, 1000);
+    let rows = JsonRows::new(batch.schema_ref()).unwrap();
+    let (mut pieces, mut sizes) = (Vec::new(), Vec::new());
+    let take = |text: &[u8], ends: &[usize]| {
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        pieces.extend(starts.zip(ends).map(|(start, &end)| String::from_utf8(text[start..end].to_vec()).unwrap()));
+        sizes.push(text.len());
+        Ok(())
+    };
+    rows.pieces(&batch, take).unwrap();
+    assert_eq!(pieces, encode(&batch));
+    let (last, full) = sizes.split_last().unwrap();
+    assert!(full.len() > 2 && full.iter().all(|size| (PIECE..PIECE + 300).contains(size)), "{sizes:?}");
+    assert!((1..PIECE + 300).contains(last), "{sizes:?}");
+
+    let taken = |number: usize| {
+        let mut taken = 0;
+        let take = |_: &[u8], ends: &[usize]| {
+            taken += ends.len();
+            Ok(())
+        };
+        rows.pieces(&batch.slice(0, number), take).unwrap();
+        taken
+    };
+    assert_eq!([taken(0), taken(1)], [0, 1]);
+}
+
 /// Written cell by cell, with none of the encoder's code.
 fn reference(row: &samples::Row) -> String {
     let float = |json: String, value: f64| match value {

@@ -24,15 +24,16 @@ impl Producer {
     ///
     /// # Errors
     /// What librdkafka says of a record, or of an earlier one. Which of those after it were taken is not known.
-    pub fn produce_all(&self, topic: &str, records: &[Record<'_>]) -> Result<()> {
+    pub fn produce_all<'a>(&self, topic: &str, records: impl IntoIterator<Item = Record<'a>>) -> Result<()> {
         let handle = Topic::new(self, topic)?;
-        for records in records.chunks(AT_ONCE) {
-            let mut messages: Vec<_> = records.iter().map(message).collect();
+        let mut records = records.into_iter().map(message);
+        loop {
+            let mut messages: Vec<_> = records.by_ref().take(AT_ONCE).collect();
             let mut begin = 0;
             while begin < messages.len() && !self.has_given_up() {
                 let rest = &mut messages[begin..];
                 let (partition, copied) = (BY_PARTITIONER, ffi::RD_KAFKA_MSG_F_COPY);
-                // SAFETY: the topic and its client are alive; each message points into `records`, and its bytes are copied.
+                // SAFETY: the topic and its client are alive; each message points into its record, and its bytes are copied.
                 let taken = unsafe {
                     ffi::rd_kafka_produce_batch(handle.native, partition, copied, rest.as_mut_ptr(), rest.len() as i32)
                 };
@@ -43,8 +44,10 @@ impl Producer {
                 begin += self.untaken(topic, rest)?;
                 self.wait_for_room(topic)?;
             }
+            if messages.len() < AT_ONCE {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// The first message for which there was no room.
@@ -65,7 +68,7 @@ impl Producer {
     }
 }
 
-fn message((key, value): &Record<'_>) -> ffi::rd_kafka_message_t {
+fn message((key, value): Record<'_>) -> ffi::rd_kafka_message_t {
     ffi::rd_kafka_message_t {
         err: RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR,
         rkt: std::ptr::null_mut(),
