@@ -34,9 +34,9 @@ const ROOM_PAUSE: Duration = Duration::from_millis(5);
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
-/// `linger.ms`: how long records wait for a full batch, unless [`Producer::acknowledged`] is called. Where records older than
-/// this wait behind a batch of their partition that is on its way, librdkafka's thread does not sleep until that one is
-/// acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once): much longer than that takes.
+/// `linger.ms`: how long records wait for a full batch. Whatever ends a transaction flushes, which ends lingering. Where
+/// records older than this wait behind a batch of their partition that is on its way, librdkafka's thread does not sleep until
+/// that one is acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once): longer than that usually takes.
 const LINGER: &str = "250";
 
 /// The longest that one try of an abort or an init lasts, and the first try of an abort.

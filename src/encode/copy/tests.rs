@@ -1,4 +1,4 @@
-use arrow::array::{Int32Array, StringArray, StringViewArray};
+use arrow::array::{Int32Array, StringArray, StringViewArray, UInt32Array};
 use futures::SinkExt;
 use proptest::prelude::*;
 
@@ -172,6 +172,22 @@ fn chunks_fill_up_across_batches_and_stay_near_their_size() {
     assert!(full.iter().all(|size| (CHUNK..=CHUNK + STEP).contains(size)), "{sizes:?}");
     assert!(*last < CHUNK + STEP, "{sizes:?}");
     assert_eq!(copy(&[batch], &vec![Type::TEXT; 4]).1, bytes);
+}
+
+#[test]
+fn chunks_are_the_rows_as_they_are_written_at_once() {
+    let batch = samples::fan_out(40, 300);
+    // Fan-outs, rows apart, and fan-outs again, of several chunks each: every kind of row is cut somewhere.
+    let apart = UInt32Array::from_iter_values((0..9000).map(|row| row * 301 % 12_000));
+    let apart = arrow::compute::take_record_batch(&batch, &apart).unwrap();
+    let mixed = arrow::compute::concat_batches(batch.schema_ref(), [&batch, &apart, &batch]).unwrap();
+    let (types, mut whole) = (vec![Type::TEXT; 4], BytesMut::new());
+    header(&mut whole);
+    CopyEncoder::new(batch.schema_ref(), &types).unwrap().encode(&mixed, &mut whole).unwrap();
+    trailer(&mut whole);
+    let (sizes, bytes) = copy(&[mixed], &types);
+    assert!(sizes.len() > 10, "{sizes:?}");
+    assert_eq!(bytes, whole);
 }
 
 #[test]
