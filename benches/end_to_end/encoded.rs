@@ -133,9 +133,11 @@ impl Slicer {
         spans.push(out.write(&buffer));
         let (mut json, mut ends) = (Vec::new(), Vec::new());
         for batch in &batches {
-            self.json.encode(batch, &mut json, &mut ends).expect("conformed rows");
+            for row in self.json.encode(batch).expect("conformed rows").rows() {
+                json.extend_from_slice(row);
+                ends.extend((json.len() as u32).to_le_bytes());
+            }
         }
-        let ends: Vec<u8> = ends.iter().flat_map(|&end| (end as u32).to_le_bytes()).collect();
         let stored = chunk::pack_all(&batches).expect("conformed rows");
         self.slices.push(Slice {
             rows: std::mem::take(&mut self.rows) as i64,

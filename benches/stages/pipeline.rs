@@ -10,7 +10,10 @@ use chrono::Utc;
 use dinnerbell::decode::{CampaignSchema, Decoder, Limits};
 use dinnerbell::encode::conform::Conform;
 use dinnerbell::encode::copy::{self, CopyEncoder};
-use dinnerbell::encode::{chunk, json::JsonRows};
+use dinnerbell::encode::{
+    chunk,
+    json::{JsonRows, Texts},
+};
 use dinnerbell::lookup::{LookupSet, LookupTable};
 use dinnerbell::messages::{Messages, MessagesBuilder};
 use dinnerbell::sink::postgres::SLICE_ROWS;
@@ -229,8 +232,8 @@ impl NullSinks {
 
     pub fn json(&mut self, batch: &RecordBatch) -> usize {
         let mut bytes = 0;
-        let take = |text: &[u8], _: &[usize]| {
-            bytes += text.len();
+        let take = |texts: &Texts| {
+            bytes += texts.rows().map(<[u8]>::len).sum::<usize>();
             Ok(())
         };
         self.json.pieces(batch, take).expect("conformed rows");

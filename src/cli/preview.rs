@@ -24,7 +24,7 @@ use crate::dead_letter::{Reject, Stage};
 use crate::decode::Decoder;
 use crate::decode::row_numbers;
 use crate::encode::conform::Conform;
-use crate::encode::json::JsonRows;
+use crate::encode::json::{JsonRows, Texts};
 use crate::error::{Error, Result};
 use crate::job::setup::{self, Mission};
 use crate::ledger::store;
@@ -303,13 +303,7 @@ impl Rows {
 }
 
 /// One row a line, each byte for byte the value of a record.
-fn print_json(rows: &[u8], ends: &[usize]) -> Result<()> {
-    let mut lines = Vec::with_capacity(rows.len() + ends.len());
-    let mut start = 0;
-    for &end in ends {
-        lines.extend_from_slice(&rows[start..end]);
-        lines.push(b'\n');
-        start = end;
-    }
+fn print_json(texts: &Texts) -> Result<()> {
+    let lines: Vec<u8> = texts.rows().flat_map(|row| [row, b"\n"]).flatten().copied().collect();
     super::write_out(&lines)
 }

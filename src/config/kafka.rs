@@ -100,7 +100,7 @@ const REMOVE: &str = "remove it";
 const REMOVE_GROUP: &str = "remove it; its prefix is [source] group_id";
 
 /// librdkafka's two names of one property: the usual one, to which all are brought, and the other. A client given both would
-/// have the value of either.
+/// have the value of either. Those of topics have a third one, which begins with [`OF_TOPICS`].
 const SYNONYMS: &[(&str, &str)] = &[
     ("compression.type", "compression.codec"),
     ("delivery.timeout.ms", "message.timeout.ms"),
@@ -113,7 +113,14 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("sasl.oauthbearer.client.secret", "sasl.oauthbearer.client.credentials.client.secret"),
 ];
 
+const OF_TOPICS: &str = "topic.";
+
+/// So begin those that are not of a topic, but of the client.
+const NOT_OF_TOPICS: &[&str] = &["topic.metadata.", "topic.blacklist"];
+
 fn usual(name: &str) -> &str {
+    let is_of_the_client = NOT_OF_TOPICS.iter().any(|start| name.starts_with(start));
+    let name = name.strip_prefix(OF_TOPICS).filter(|_| !is_of_the_client).unwrap_or(name);
     SYNONYMS.iter().find(|(_, other)| *other == name).map_or(name, |(usual, _)| usual)
 }
 
@@ -157,13 +164,14 @@ const COMMON: &[&str] = &[
 /// `beside` are the typed settings of the same table, for those that are misspelled.
 pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&str]) -> Result<()> {
     for (name, setting) in properties {
-        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| owned == name) {
+        let usual_name = usual(name);
+        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| usual(owned) == usual_name) {
             return Err(setting.refuse(format!("this property is the job's own: {why}"), *instead));
         }
-        let usual = usual(name);
-        if usual != name && properties.contains_key(usual) {
+        let mut others = properties.keys().filter(|other| *other != name && usual(other) == usual_name);
+        if let Some(other) = others.next().filter(|_| usual_name != name) {
             return Err(
-                setting.refuse(format!("this is {usual:?} by another name, which is set as well"), "keep one of them")
+                setting.refuse(format!("this is {other:?} by another name, which is set as well"), "keep one of them")
             );
         }
         let probe: ClientConfig = [(name.clone(), setting.value.clone())].into_iter().collect();
@@ -181,4 +189,44 @@ pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&s
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings as ffi;
+
+    use super::*;
+
+    /// librdkafka's own list of its properties, as in its CONFIGURATION.md.
+    #[cfg(target_os = "linux")]
+    fn configuration() -> String {
+        let (mut text, mut length) = (std::ptr::null_mut(), 0);
+        // SAFETY: the file is closed before its text is read, and the text is freed once.
+        unsafe {
+            let file = libc::open_memstream(&mut text, &mut length);
+            ffi::rd_kafka_conf_properties_show(file.cast());
+            assert_eq!(libc::fclose(file), 0);
+            let shown = std::slice::from_raw_parts(text.cast::<u8>(), length).to_vec();
+            libc::free(text.cast());
+            String::from_utf8(shown).unwrap()
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn every_name_that_librdkafka_has_twice_is_known() {
+        let configuration = configuration();
+        let mut twice = 0;
+        for line in configuration.lines() {
+            let name = line.split('|').next().unwrap_or_default().trim();
+            assert!(!name.starts_with(OF_TOPICS) || usual(name) == name, "{name}");
+            let Some((_, of)) = line.split_once("Alias for `") else { continue };
+            let of = of.split('`').next().unwrap_or_default();
+            let owned = |name: &str| OWNED.iter().any(|(owned, ..)| *owned == name);
+            assert!(usual(name) == usual(of) || owned(name) || owned(of), "{name} and {of}");
+            assert_eq!(usual(&format!("topic.{name}")), usual(name));
+            twice += 1;
+        }
+        assert!(twice > SYNONYMS.len(), "{configuration}");
+    }
 }

@@ -205,6 +205,20 @@ fn a_property_has_one_value_under_both_of_its_names() {
     kafka."queue.buffering.max.ms": this is "linger.ms" by another name, which is set as well (conf/dinnerbell.toml, line 3)
     keep one of them
     "#);
+    assert_snapshot!(complaint("[kafka]\n\"message.timeout.ms\" = 1000\n\"topic.message.timeout.ms\" = 2000\n"), @r#"
+    kafka."message.timeout.ms": this is "topic.message.timeout.ms" by another name, which is set as well (conf/dinnerbell.toml, line 2)
+    keep one of them
+    "#);
+    let config = parse("[kafka]\n\"topic.compression.level\" = 3\n").unwrap();
+    assert_eq!(config.sink_kafka.kafka["compression.level"], "3");
+}
+
+#[test]
+fn what_is_owned_is_so_for_topics_too() {
+    assert_snapshot!(complaint("[kafka]\n\"topic.auto.offset.reset\" = \"latest\"\n"), @r#"
+    kafka."topic.auto.offset.reset": this property is the job's own: offsets come from the ledger; a reset would skip or repeat messages (conf/dinnerbell.toml, line 2)
+    set [source] start
+    "#);
 }
 
 #[test]

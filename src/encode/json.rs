@@ -34,6 +34,34 @@ pub struct JsonRows {
     keys: Vec<Vec<u8>>,
 }
 
+/// Written rows, end to end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    bytes: Vec<u8>,
+    /// Where each row ends.
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The text of each row.
+    pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        self.ends.iter().scan(0, |start, &end| Some(&self.bytes[std::mem::replace(start, end)..end]))
+    }
+
+    fn end_row(&mut self) {
+        self.ends.push(self.bytes.len());
+    }
+}
+
 impl JsonRows {
     /// [`Error::Halt`] where a column has a type without a JSON form here (lists, structs, intervals).
     pub fn new(schema: &Schema) -> Result<JsonRows> {
@@ -57,43 +85,37 @@ impl JsonRows {
         Ok(JsonRows { keys })
     }
 
-    /// Appends every row of `batch` to `out`, and to `ends` where in `out` each one ends (it begins where the one before
-    /// ended). Nothing stands between rows. Fails only on times that no calendar has, with `out` and `ends` as before.
-    pub fn encode(&self, batch: &RecordBatch, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<()> {
-        let (begin, rows) = (out.len(), ends.len());
-        let result = self.append(batch, out, ends, |_, _| Ok(()));
-        if result.is_err() {
-            out.truncate(begin);
-            ends.truncate(rows);
-        }
-        result
+    /// Every row of `batch`. Fails only on times that no calendar has.
+    pub fn encode(&self, batch: &RecordBatch) -> Result<Texts> {
+        let mut texts = Texts::default();
+        self.append(batch, &mut texts, |_| Ok(()))?;
+        Ok(texts)
     }
 
-    /// As [`JsonRows::encode`], but hands the rows on whenever [`PIECE`] bytes of them are written: their text, and where in
-    /// it each one ends. A batch in Arrow is small however large its campaign is; as JSON, every row has the campaign's text.
+    /// As [`JsonRows::encode`], but hands the rows on whenever [`PIECE`] bytes of them are written. A batch in Arrow is small
+    /// however large its campaign is; as JSON, every row has the campaign's text.
     ///
     /// # Errors
     /// Those of [`JsonRows::encode`] and of `take`, with all pieces before it taken.
-    pub fn pieces(&self, batch: &RecordBatch, mut take: impl FnMut(&[u8], &[usize]) -> Result<()>) -> Result<()> {
-        let (mut text, mut ends) = (Vec::with_capacity(PIECE + PIECE / 4), Vec::new());
-        self.append(batch, &mut text, &mut ends, |text, ends| {
-            if text.len() >= PIECE {
-                take(text, ends)?;
-                text.clear();
-                ends.clear();
+    pub fn pieces(&self, batch: &RecordBatch, mut take: impl FnMut(&Texts) -> Result<()>) -> Result<()> {
+        let mut piece = Texts { bytes: Vec::with_capacity(PIECE + PIECE / 4), ends: Vec::new() };
+        self.append(batch, &mut piece, |piece| {
+            if piece.bytes.len() >= PIECE {
+                take(piece)?;
+                piece.bytes.clear();
+                piece.ends.clear();
             }
             Ok(())
         })?;
-        if ends.is_empty() { Ok(()) } else { take(&text, &ends) }
+        if piece.is_empty() { Ok(()) } else { take(&piece) }
     }
 
-    /// Calls `after` with both after each row.
+    /// Calls `after` with all that is written after each row.
     fn append(
         &self,
         batch: &RecordBatch,
-        out: &mut Vec<u8>,
-        ends: &mut Vec<usize>,
-        mut after: impl FnMut(&mut Vec<u8>, &mut Vec<usize>) -> Result<()>,
+        texts: &mut Texts,
+        mut after: impl FnMut(&mut Texts) -> Result<()>,
     ) -> Result<()> {
         let (arrays, columns) = self.columns(batch)?;
         let fresh = Fresh::find(&arrays, batch.num_rows());
@@ -104,17 +126,17 @@ impl JsonRows {
         while first < batch.num_rows() {
             let (end, differing) = fresh.run(first..batch.num_rows(), repeats);
             self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
-            close(&row.bytes, out);
-            ends.push(out.len());
-            after(out, ends)?;
+            close(&row.bytes, &mut texts.bytes);
+            texts.end_row();
+            after(texts)?;
             if end > first + 1 {
                 let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces_of(&row, &differing));
                 for at in first + 1..end {
-                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, out, is_ordinary)) {
-                        pieces.write(&columns, at, out).map_err(arrow("writing JSON"))?;
+                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, &mut texts.bytes, is_ordinary)) {
+                        pieces.write(&columns, at, &mut texts.bytes).map_err(arrow("writing JSON"))?;
                     }
-                    ends.push(out.len());
-                    after(out, ends)?;
+                    texts.end_row();
+                    after(texts)?;
                 }
             }
             first = end;

@@ -140,12 +140,8 @@ impl<'a> Compare<'a> {
                     if kind == ChunkKind::Letters {
                         return Ok(());
                     }
-                    let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-                    JsonRows::new(&batch.schema())?.encode(&batch, &mut bytes, &mut ends)?;
-                    let mut start = 0;
-                    for end in ends {
-                        rows.add(&bytes[start..end]);
-                        start = end;
+                    for row in JsonRows::new(&batch.schema())?.encode(&batch)?.rows() {
+                        rows.add(row);
                         if rows.is_full() {
                             rows.flush().await?;
                         }

@@ -13,9 +13,12 @@ use super::consumer::{Waker, Watcher};
 use crate::kafka;
 use crate::messages::Header;
 
-/// Messages taken at once. As many of each partition may stand here beside what librdkafka bounds, so they are not more
-/// than it takes to make the call cheap.
-const AT_ONCE: usize = 100;
+/// Messages taken at once: enough to make the call cheap, and so few that a processor's nearest cache still has librdkafka's
+/// notes of each when it is given back.
+const AT_ONCE: usize = 32;
+
+/// The version of librdkafka that was looked at for [`Message::is_bare`].
+const KNOWN_VERSION: i32 = 0x020c_01ff;
 
 /// Reads one partition. To be dropped before its consumer closes.
 pub struct Queue {
@@ -106,8 +109,26 @@ impl Message {
     }
 
     pub fn headers(&self) -> Vec<Header> {
+        if self.is_bare() {
+            return Vec::new();
+        }
         // SAFETY: the message is alive.
         unsafe { kafka::copy_headers(self.0) }
+    }
+
+    /// Whether it surely has no headers. librdkafka's own answer takes a fifth of all reading: two allocations, to read one
+    /// byte that nearly always is zero.
+    ///
+    /// In a record of format 2, the one with a leader's epoch, the number of headers stands behind the value
+    /// (<https://kafka.apache.org/documentation/#record>), and librdkafka hands values out where they lie in the records that it
+    /// fetched (`rd_kafka_msgset_reader_msg_v2`), unless they are empty. Another version may do otherwise, and is asked.
+    fn is_bare(&self) -> bool {
+        let message = self.native();
+        // SAFETY: the message is alive.
+        let has_epoch = unsafe { ffi::rd_kafka_message_leader_epoch(self.0) } >= 0;
+        let is_known = ffi::RD_KAFKA_VERSION == KNOWN_VERSION && has_epoch && message.len > 0;
+        // SAFETY: the byte belongs to the same record, which lives as long as the message.
+        is_known && unsafe { *message.payload.cast::<u8>().add(message.len) } == 0
     }
 }
 
@@ -115,5 +136,16 @@ impl Drop for Message {
     fn drop(&mut self) {
         // SAFETY: ours since `take`, given back once.
         unsafe { ffi::rd_kafka_message_destroy(self.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_in_the_librdkafka_that_is_built_in() {
+        let why = "see whether Message::is_bare still holds in this version, and name it: until then headers cost a fifth of all reading";
+        assert_eq!(ffi::RD_KAFKA_VERSION, KNOWN_VERSION, "{why}");
     }
 }

@@ -21,8 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, BooleanArray, Int64Array, RecordBatch, UInt32Array};
-use arrow::compute::filter_record_batch;
+use arrow::array::{Array, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
@@ -164,14 +163,13 @@ impl Transform {
         let mut counts = vec![0u64; self.outcome_names.len()];
         let (rows, last) = (row_numbers(batch).filter(|_| self.carries_rows), counts.len() - 1);
         if let Some(rows) = rows {
-            let silent = |row: &u32| !triggered.get(*row as usize).copied().unwrap_or(false);
-            let silent: BooleanArray = rows.values().iter().map(|row| Some(silent(row))).collect();
-            let rest = filter_record_batch(batch, &silent)
-                .map_err(|error| Error::engine("counting outcomes")(error.into()))?;
-            counts[0] = (batch.num_rows() - rest.num_rows()) as u64;
+            let is_silent = |row: &u32| !triggered.get(*row as usize).copied().unwrap_or(false);
+            let silent: Vec<bool> = rows.values().iter().map(is_silent).collect();
+            let rest = silent.iter().filter(|silent| **silent).count() as u64;
+            counts[0] = batch.num_rows() as u64 - rest;
             match &self.verdicts {
-                Some(verdicts) if rest.num_rows() > 0 => self.judge(verdicts, rest, now, &mut counts).await?,
-                _ => counts[last] += rest.num_rows() as u64,
+                Some(verdicts) if rest > 0 => self.judge(verdicts, batch, now, &silent, &mut counts).await?,
+                _ => counts[last] += rest,
             }
         } else {
             counts[last] = batch.num_rows() as u64;
@@ -179,18 +177,24 @@ impl Transform {
         Ok(Outcomes { counts: self.outcome_names.iter().cloned().zip(counts).collect() })
     }
 
+    /// Adds the verdicts on the `silent` messages to `counts`. All of the batch is judged: to take the others out costs more,
+    /// and they pass every condition, as they did before.
     async fn judge(
         &self,
         verdicts: &Arc<Plans>,
-        batch: RecordBatch,
+        batch: &RecordBatch,
         now: DateTime<Utc>,
+        silent: &[bool],
         counts: &mut [u64],
     ) -> Result<()> {
         let none = LookupSet::new([]);
-        let mut stream = Plans::run(verdicts, batch, self.nanos(now)?, &none).await?;
+        let mut stream = Plans::run(verdicts, batch.clone(), self.nanos(now)?, &none).await?;
+        let mut silent = silent.iter();
+        // The query is a projection: its rows come in the batch's order.
         while let Some(verdicts) = stream.try_next().await? {
             let places = verdicts.column(0).as_any().downcast_ref::<Int64Array>();
-            for place in places.into_iter().flat_map(|places| places.values()) {
+            let places = places.into_iter().flat_map(|places| places.values());
+            for (place, _) in places.zip(silent.by_ref()).filter(|(_, silent)| **silent) {
                 if let Some(count) = usize::try_from(*place).ok().and_then(|place| counts.get_mut(place)) {
                     *count += 1;
                 }

@@ -1,7 +1,8 @@
 //! Messages that cannot be read, among good neighbours.
 
 use crate::support::{
-    Campaign, Job, Message, Record, Stack, Witness, client, consume_all, create_topic, restaurant, stop, taken,
+    Campaign, Job, Message, Record, Stack, Witness, client, consume_all, create_topic, produce_compressed, restaurant,
+    stop, taken,
 };
 
 /// A message's value, the path and a part of the reason that its dead letter gives.
@@ -111,17 +112,21 @@ fn each_becomes_a_dead_letter_and_its_neighbours_go_through() {
         campaigns.push(campaign);
         messages.push(Message::of(json).partition(1));
         if let Some((value, ..)) = bad.get(n) {
-            let headers = vec![
+            let mut headers = vec![
                 ("trace".to_owned(), Some(b"\x00\xff".to_vec())),
                 ("trace".to_owned(), None),
                 ("dinnerbell.offset-of-theirs".to_owned(), Some(Vec::new())),
             ];
+            headers.truncate(n % 4);
             let key = (n % 3 > 0).then(|| [b"key \xfe ".as_slice(), &[n as u8]].concat());
             messages.push(Message { partition: Some(1), key, value: value.clone(), headers });
         }
     }
     let count = messages.len();
+    // Headers are looked for in the records themselves: as they came, and unpacked.
+    let packed = messages.split_off(count / 2);
     stack.produce(messages);
+    produce_compressed(&stack.bootstrap, &stack.campaigns, "lz4", packed);
     let mut job = Job::spawn(&stack, &["run"]);
     taken(&mut job, count);
     assert_eq!(job.metric("dinnerbell_messages_total", r#"outcome="triggered""#) as usize, campaigns.len());

@@ -85,10 +85,21 @@ thread_local! {
 
 /// Writes all messages and waits until the broker has acknowledged them, in their order within a partition.
 pub fn produce(bootstrap: &str, topic: &str, messages: impl IntoIterator<Item = Message>) {
+    produce_compressed(bootstrap, topic, "none", messages);
+}
+
+/// As [`produce`], in batches of this `compression.type`.
+pub fn produce_compressed(
+    bootstrap: &str,
+    topic: &str,
+    compression: &str,
+    messages: impl IntoIterator<Item = Message>,
+) {
     let producer: BaseProducer<EveryReport> = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("enable.idempotence", "true")
         .set("linger.ms", "5")
+        .set("compression.type", compression)
         .set("delivery.timeout.ms", "60000")
         // The broker says what is too large.
         .set("message.max.bytes", "20000000")

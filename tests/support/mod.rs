@@ -40,7 +40,7 @@ pub use disk::Disk;
 pub use job::Job;
 pub use kafka::{Kafka, KafkaOptions, alter_topic, create_topic, shared as shared_kafka};
 pub use load::{Load, rows_of_table};
-pub use messages::{Message, Record, consume_all, consume_each, produce};
+pub use messages::{Message, Record, consume_all, consume_each, produce, produce_compressed};
 pub use places::home;
 pub use postgres::{Postgres, connect};
 pub use proxy::{Fault, Match, Network, Proxy, api};

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 
 use super::*;
 use crate::encode::copy::CopyEncoder;
-use crate::encode::json::JsonRows;
+use crate::encode::json::{JsonRows, Texts};
 use crate::encode::samples;
 
 fn compacted(batch: &RecordBatch) -> RecordBatch {
@@ -31,12 +31,12 @@ fn thin_ipc(batch: &RecordBatch) -> Vec<u8> {
     out
 }
 
-fn sinks(batch: &RecordBatch) -> (Vec<u8>, Vec<usize>, BytesMut) {
-    let (mut json, mut ends, mut copy) = (Vec::new(), Vec::new(), BytesMut::new());
-    JsonRows::new(batch.schema_ref()).unwrap().encode(batch, &mut json, &mut ends).unwrap();
+fn sinks(batch: &RecordBatch) -> (Texts, BytesMut) {
+    let mut copy = BytesMut::new();
+    let json = JsonRows::new(batch.schema_ref()).unwrap().encode(batch).unwrap();
     let types = vec![Type::TEXT; batch.num_columns()];
     CopyEncoder::new(batch.schema_ref(), &types).unwrap().encode(batch, &mut copy).unwrap();
-    (json, ends, copy)
+    (json, copy)
 }
 
 #[test]
