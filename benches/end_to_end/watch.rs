@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tokio_postgres::{Client, NoTls};
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::encoded::runtime;
 use crate::support::Stack;
 
-/// Between two questions: below what the figures show, and 1 % of a core.
+/// Between two questions: below what the figures show.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// No workload takes this long.
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 pub struct Watch {
     runtime: tokio::runtime::Runtime,
     client: Client,
+    /// How far the ledger is; planned once it is there, so that asking again costs Postgres little.
+    progress: OnceCell<Statement>,
     committed: BaseConsumer,
     uncommitted: BaseConsumer,
     group: String,
@@ -47,6 +50,7 @@ impl Watch {
         let watch = Watch {
             runtime,
             client,
+            progress: OnceCell::new(),
             committed: consumer("read_committed"),
             uncommitted: consumer("read_uncommitted"),
             group: stack.group.clone(),
@@ -77,7 +81,11 @@ impl Watch {
 
     fn in_postgres(&self) -> i64 {
         let sql = "SELECT coalesce(sum(next_offset), 0)::int8 FROM dinnerbell.progress WHERE group_id = $1";
-        self.runtime.block_on(self.client.query_one(sql, &[&self.group])).expect("the ledger").get(0)
+        let answer = self.runtime.block_on(async {
+            let progress = self.progress.get_or_try_init(|| self.client.prepare(sql)).await?;
+            self.client.query_one(progress, &[&self.group]).await
+        });
+        answer.expect("the ledger").get(0)
     }
 
     fn in_kafka(&self) -> i64 {

@@ -59,10 +59,11 @@ fn edge(fits: impl Iterator<Item = bool>) -> usize {
     edge
 }
 
-/// One message for each size of the row around the output topic's limit, a byte apart.
+/// One message for each size of the row around the output topic's limit, a byte apart: many pieces of JSON, each of some rows.
 #[test]
 fn a_row_at_the_output_topics_limit_goes_to_both_sinks_or_to_neither() {
-    let stack = narrow("row_sizes");
+    let mut stack = narrow("row_sizes");
+    stack.set("sink.kafka", "key", "adv_campaign_id");
     let empty = Campaign { content: String::new(), ..Campaign::new(1, restaurant(1)) };
     let frame = empty.trigger(&client(1), 1_700_000_000).len();
     let sizes: Vec<usize> = (LIMIT - 200..LIMIT + 20).collect();
@@ -78,9 +79,13 @@ fn a_row_at_the_output_topics_limit_goes_to_both_sinks_or_to_neither() {
     let went: BTreeSet<usize> = rows.iter().map(String::len).collect();
     let edge = edge(sizes.iter().map(|size| went.contains(size)));
     println!("rows of up to {} bytes fit a topic of {LIMIT}", sizes[edge - 1]);
-    // What the broker adds to a record is less than this.
-    assert!(sizes[edge] > LIMIT - 150, "{} bytes ought to fit {LIMIT}", sizes[edge]);
+    // What the broker adds to a record is less than this, beside the key.
+    assert!(sizes[edge] + restaurant(1).len() > LIMIT - 150, "{} bytes ought to fit {LIMIT}", sizes[edge]);
     assert!(sizes[edge - 1] < LIMIT);
+    for record in stack.read_triggers() {
+        let row: serde_json::Value = serde_json::from_str(record.text()).expect("JSON");
+        assert_eq!(record.key.as_deref(), row["adv_campaign_id"].as_str().map(str::as_bytes));
+    }
 }
 
 /// One malformed message for each size of its letter around the dead-letter topic's limit.
