@@ -100,7 +100,7 @@ const REMOVE: &str = "remove it";
 const REMOVE_GROUP: &str = "remove it; its prefix is [source] group_id";
 
 /// librdkafka's two names of one property: the usual one, to which all are brought, and the other. A client given both would
-/// have the value of either. Those of topics have a third one, which begins with [`OF_TOPICS`].
+/// have the value of either. Those of topics have one more, which begins with [`OF_TOPICS`].
 const SYNONYMS: &[(&str, &str)] = &[
     ("compression.type", "compression.codec"),
     ("delivery.timeout.ms", "message.timeout.ms"),
@@ -111,16 +111,19 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("sasl.mechanism", "sasl.mechanisms"),
     ("sasl.oauthbearer.client.id", "sasl.oauthbearer.client.credentials.client.id"),
     ("sasl.oauthbearer.client.secret", "sasl.oauthbearer.client.credentials.client.secret"),
+    ("topic.compression.type", "topic.compression.codec"),
 ];
 
 const OF_TOPICS: &str = "topic.";
 
-/// So begin those that are not of a topic, but of the client.
-const NOT_OF_TOPICS: &[&str] = &["topic.metadata.", "topic.blacklist"];
+/// So begin properties that are not another name of the one without `topic.`: some are the client's own, and a topic's
+/// compression may differ from its client's.
+const NOT_THE_SAME: &[&str] =
+    &["topic.metadata.", "topic.blacklist", "topic.compression.type", "topic.compression.codec"];
 
 fn usual(name: &str) -> &str {
-    let is_of_the_client = NOT_OF_TOPICS.iter().any(|start| name.starts_with(start));
-    let name = name.strip_prefix(OF_TOPICS).filter(|_| !is_of_the_client).unwrap_or(name);
+    let differs = NOT_THE_SAME.iter().any(|start| name.starts_with(start));
+    let name = name.strip_prefix(OF_TOPICS).filter(|_| !differs).unwrap_or(name);
     SYNONYMS.iter().find(|(_, other)| *other == name).map_or(name, |(usual, _)| usual)
 }
 
@@ -164,41 +167,50 @@ const COMMON: &[&str] = &[
 /// `beside` are the typed settings of the same table, for those that are misspelled.
 pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&str]) -> Result<()> {
     for (name, setting) in properties {
-        let usual_name = usual(name);
-        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| usual(owned) == usual_name) {
+        let probe: ClientConfig = [(name.clone(), setting.value.clone())].into_iter().collect();
+        let taken = probe.create_native_config();
+        if let Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) = taken {
+            let near = nearest(name, COMMON.iter().chain(beside).copied());
+            let remedy =
+                near.map_or("its CONFIGURATION.md lists all of them".into(), |near| format!("did you mean {near:?}?"));
+            return Err(setting.refuse("librdkafka has no such property", remedy));
+        }
+        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| usual(owned) == usual(name)) {
             return Err(setting.refuse(format!("this property is the job's own: {why}"), *instead));
         }
-        let mut others = properties.keys().filter(|other| *other != name && usual(other) == usual_name);
-        if let Some(other) = others.next().filter(|_| usual_name != name) {
+        if let Some(other) = set_as(name, properties) {
             return Err(
                 setting.refuse(format!("this is {other:?} by another name, which is set as well"), "keep one of them")
             );
         }
-        let probe: ClientConfig = [(name.clone(), setting.value.clone())].into_iter().collect();
-        let Err(error) = probe.create_native_config() else { continue };
-        return Err(match (error, nearest(name, COMMON.iter().chain(beside).copied())) {
-            (KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..), near) => setting.refuse(
-                "librdkafka has no such property",
-                near.map_or("its CONFIGURATION.md lists all of them".into(), |near| format!("did you mean {near:?}?")),
-            ),
+        match taken {
+            Ok(_) => {}
             // librdkafka's own words, unless they quote the value: it may be a secret in the wrong place.
-            (KafkaError::ClientConfig(_, why, ..), _) if !why.contains(&setting.value) => {
-                setting.refuse(why, "see librdkafka's CONFIGURATION.md")
+            Err(KafkaError::ClientConfig(_, why, ..)) if !why.contains(&setting.value) => {
+                return Err(setting.refuse(why, "see librdkafka's CONFIGURATION.md"));
             }
-            _ => setting.refuse("librdkafka does not take this value", "see librdkafka's CONFIGURATION.md"),
-        });
+            Err(_) => {
+                return Err(setting.refuse("librdkafka does not take this value", "see librdkafka's CONFIGURATION.md"));
+            }
+        }
     }
     Ok(())
 }
 
+/// The other name under which this property is set as well, where `name` is not the usual one.
+fn set_as<'a>(name: &str, properties: &'a BTreeMap<String, Setting<String>>) -> Option<&'a String> {
+    let is_other = |other: &&String| *other != name && usual(other) == usual(name);
+    if usual(name) == name { None } else { properties.keys().find(is_other) }
+}
+
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use rdkafka::bindings as ffi;
 
     use super::*;
 
-    /// librdkafka's own list of its properties, as in its CONFIGURATION.md.
-    #[cfg(target_os = "linux")]
+    /// librdkafka's own list of its properties, as in its CONFIGURATION.md: the client's, then those of topics.
     fn configuration() -> String {
         let (mut text, mut length) = (std::ptr::null_mut(), 0);
         // SAFETY: the file is closed before its text is read, and the text is freed once.
@@ -212,21 +224,37 @@ mod tests {
         }
     }
 
+    /// The names in a part of it, each with the one that it is an alias of.
+    fn names(part: &str) -> Vec<(&str, Option<&str>)> {
+        // Behind the head of the table and the line under it.
+        let rows = part.lines().filter_map(|line| line.split_once('|')).skip(2);
+        rows.map(|(name, row)| (name.trim(), row.split_once("Alias for `").and_then(|(_, of)| of.split('`').next())))
+            .collect()
+    }
+
+    fn is_owned(name: &str) -> bool {
+        OWNED.iter().any(|(owned, ..)| *owned == name)
+    }
+
     #[test]
-    #[cfg(target_os = "linux")]
     fn every_name_that_librdkafka_has_twice_is_known() {
         let configuration = configuration();
-        let mut twice = 0;
-        for line in configuration.lines() {
-            let name = line.split('|').next().unwrap_or_default().trim();
-            assert!(!name.starts_with(OF_TOPICS) || usual(name) == name, "{name}");
-            let Some((_, of)) = line.split_once("Alias for `") else { continue };
-            let of = of.split('`').next().unwrap_or_default();
-            let owned = |name: &str| OWNED.iter().any(|(owned, ..)| *owned == name);
-            assert!(usual(name) == usual(of) || owned(name) || owned(of), "{name} and {of}");
-            assert_eq!(usual(&format!("topic.{name}")), usual(name));
-            twice += 1;
+        let (clients, topics) = configuration.split_once("## Topic").expect("two parts");
+        let (clients, topics) = (names(clients), names(topics));
+        assert!(clients.len() > 100 && topics.len() > 10, "{configuration}");
+        for (name, of) in clients.iter().chain(&topics) {
+            let same = of.is_none_or(|of| usual(name) == usual(of) || is_owned(name) || is_owned(of));
+            assert!(same, "{name} and {of:?}");
         }
-        assert!(twice > SYNONYMS.len(), "{configuration}");
+        for (name, _) in &clients {
+            assert!(!name.starts_with(OF_TOPICS) || usual(name) == *name, "{name}");
+        }
+        // A pointer, which no setting can be.
+        for (name, _) in topics.iter().filter(|(name, _)| *name != "opaque") {
+            // What both have by one name are two properties.
+            let is_both = clients.iter().any(|(client, _)| client == name);
+            let prefixed = format!("{OF_TOPICS}{name}");
+            assert!((usual(&prefixed) == usual(name)) != is_both || is_owned(name), "{name}");
+        }
     }
 }

@@ -209,8 +209,15 @@ fn a_property_has_one_value_under_both_of_its_names() {
     kafka."message.timeout.ms": this is "topic.message.timeout.ms" by another name, which is set as well (conf/dinnerbell.toml, line 2)
     keep one of them
     "#);
-    let config = parse("[kafka]\n\"topic.compression.level\" = 3\n").unwrap();
-    assert_eq!(config.sink_kafka.kafka["compression.level"], "3");
+    let config =
+        parse("[kafka]\n\"topic.request.timeout.ms\" = 3\n[sink.kafka]\n\"request.timeout.ms\" = 4\n").unwrap();
+    assert_eq!(config.source.kafka["request.timeout.ms"], "3");
+    assert_eq!(config.sink_kafka.kafka["request.timeout.ms"], "4");
+    // A topic's compression is not its client's.
+    let both = "[sink.kafka]\n\"compression.type\" = \"gzip\"\n\"topic.compression.codec\" = \"inherit\"\n";
+    let config = parse(both).unwrap();
+    assert_eq!(config.sink_kafka.kafka["compression.type"], "gzip");
+    assert_eq!(config.sink_kafka.kafka["topic.compression.type"], "inherit");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! serves every micro-batch and every refresh of a lookup, and an idle plan keeps no rows alive. Filters are not taken
 //! in: DataFusion's own operators apply them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -57,6 +58,13 @@ impl BoundTable {
     pub(crate) fn lookup(name: impl Into<String>, schema: SchemaRef, rows: usize) -> Self {
         Self { name: name.into(), schema, rows, rows_of: RowsOf::Lookup }
     }
+}
+
+/// The columns that `plan` reads of what is no lookup table.
+pub(crate) fn columns_read(plan: &Arc<dyn ExecutionPlan>) -> BTreeSet<usize> {
+    let scan = plan.downcast_ref::<BoundScan>().filter(|scan| scan.lookup().is_none());
+    let own = scan.into_iter().flat_map(|scan| scan.columns.iter().copied());
+    own.chain(plan.children().into_iter().flat_map(columns_read)).collect()
 }
 
 /// The lookup table `name` that the run was given.

@@ -25,7 +25,7 @@ mod table;
 mod tests;
 mod text;
 
-pub(crate) use bound::{BATCH_ROWS, BoundTable};
+pub(crate) use bound::{BATCH_ROWS, BoundTable, columns_read};
 pub use copy::{CopyDecoder, SOME_ROWS};
 pub use load::{LookupQuery, describe, load};
 pub use refresh::{LookupStatus, Lookups};

@@ -31,6 +31,10 @@ use crate::kafka;
 /// that time.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
+/// So many pauses without room mean that it is full of batches that are not, which wait for more (a user's smaller queue, or
+/// many partitions): they are sent as they are.
+const PAUSES: u32 = 4;
+
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
@@ -155,12 +159,14 @@ impl Producer {
         record.key = key;
         record.payload = value;
         record.headers = headers;
+        let mut pauses = 0;
         while !self.has_given_up() {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                     record = returned;
-                    self.wait_for_room(topic)?;
+                    self.wait_for_room(topic, pauses)?;
+                    pauses += 1;
                 }
                 Err((error, _)) => {
                     return Err(self.producer.context().explain(format!("producing to {topic}"), error));
@@ -170,15 +176,28 @@ impl Producer {
         Ok(())
     }
 
-    /// Lets a moment pass in which records are sent.
+    /// Lets a moment pass in which records are sent; `pauses` were there before, without room since.
     ///
     /// # Errors
     /// The first record's that failed.
-    fn wait_for_room(&self, topic: &str) -> Result<()> {
+    fn wait_for_room(&self, topic: &str, pauses: u32) -> Result<()> {
         self.read_reports();
         self.producer.context().check(topic)?;
-        std::thread::sleep(ROOM_PAUSE);
+        if pauses < PAUSES {
+            std::thread::sleep(ROOM_PAUSE);
+        } else {
+            self.flush(ROOM_PAUSE);
+        }
         Ok(())
+    }
+
+    /// Waits until nothing is on its way any more, or for so long. Nothing lingers meanwhile; whether that was enough.
+    fn flush(&self, wait: Duration) -> bool {
+        // It returns with the last acknowledgement. The wrapper's own flush asks for no wait at all, so what lingers goes on
+        // lingering, and polls every 100 ms.
+        // SAFETY: the client is alive for the whole call.
+        let left = unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), wait.as_millis() as i32) };
+        left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
     /// Reads the reports that are there. Waiting for them is for librdkafka's own calls or a sleep: the wrapper's poll asks
@@ -193,12 +212,7 @@ impl Producer {
     /// The first record's that failed.
     pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
         loop {
-            // Nothing lingers while it waits, and it returns with the last acknowledgement. The wrapper's own flush asks for
-            // no wait at all, so what lingers goes on lingering, and polls every 100 ms.
-            // SAFETY: the client is alive for the whole call.
-            let left =
-                unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
-            let all = left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+            let all = self.flush(FLUSH_STEP);
             // A record that failed counts as on its way until its report is read.
             self.read_reports();
             self.producer.context().check("the transaction")?;

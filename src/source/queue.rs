@@ -119,15 +119,17 @@ impl Message {
     /// Whether it surely has no headers. librdkafka's own answer takes a fifth of all reading: two allocations, to read one
     /// byte that nearly always is zero.
     ///
-    /// In a record of format 2, the one with a leader's epoch, the number of headers stands behind the value
-    /// (<https://kafka.apache.org/documentation/#record>), and librdkafka hands values out where they lie in the records that it
-    /// fetched (`rd_kafka_msgset_reader_msg_v2`), unless they are empty. Another version may do otherwise, and is asked.
+    /// In a record of format 2 the number of headers stands behind the value (<https://kafka.apache.org/documentation/#record>),
+    /// and librdkafka hands values out where they lie in what it fetched (`rd_kafka_msgset_reader_msg_v2`), unless they are
+    /// empty. Another version may do otherwise, and is asked. Older formats know neither headers nor a leader's epoch; one of
+    /// their messages may have that of a batch before it, and whatever stands behind its value, it is answered rightly.
     fn is_bare(&self) -> bool {
         let message = self.native();
         // SAFETY: the message is alive.
         let has_epoch = unsafe { ffi::rd_kafka_message_leader_epoch(self.0) } >= 0;
         let is_known = ffi::RD_KAFKA_VERSION == KNOWN_VERSION && has_epoch && message.len > 0;
-        // SAFETY: the byte belongs to the same record, which lives as long as the message.
+        // SAFETY: a record of format 2 has at least this byte behind its value, in the same buffer, which lives as long as the
+        // message; what follows a message of an older format is read as well, and is the next one or the end of the answer.
         is_known && unsafe { *message.payload.cast::<u8>().add(message.len) } == 0
     }
 }

@@ -133,5 +133,6 @@ pub(super) fn with_parts(query: &Query, item: SelectItem, from: Vec<TableWithJoi
     piece.order_by = None;
     piece.limit_clause = None;
     piece.fetch = None;
+    piece.pipe_operators = Vec::new();
     piece
 }

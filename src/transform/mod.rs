@@ -21,18 +21,17 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, BooleanArray, RecordBatch, UInt32Array};
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::Query;
-use futures::TryStreamExt;
 
 use self::engine::Engine;
 pub use self::files::{SqlFile, SqlFiles};
-use self::outcome::Rules;
 pub use self::outcome::{FILTERED, Outcomes, PROCESSED, TRIGGERED};
+use self::outcome::{Rules, Verdicts};
 pub use self::parse::{TableNames, table_names};
 use self::stream::Plans;
 pub use self::stream::Triggers;
@@ -50,7 +49,7 @@ pub struct Transform {
     file: PathBuf,
     engine: Arc<Engine>,
     plans: Arc<Plans>,
-    verdicts: Option<Arc<Plans>>,
+    verdicts: Option<Verdicts>,
     output: SchemaRef,
     carries_rows: bool,
     outcome_names: Vec<String>,
@@ -96,7 +95,7 @@ impl Transform {
         let lookup_keys = lookup_keys(&prepared.plan);
         let engine = Arc::new(engine);
         let plans = |query, rows| Arc::new(Plans::new(file.path.clone(), Arc::clone(&engine), query, rows, memory));
-        let verdicts = rules.verdict.map(|query| plans(query, false));
+        let verdicts = rules.verdict.map(|(query, plan)| Verdicts::new(plans(query, false), plan));
         let plans = plans(query, true);
         plans.put_back(prepared);
         let outcome_names = rules.names;
@@ -164,43 +163,17 @@ impl Transform {
         let (rows, last) = (row_numbers(batch).filter(|_| self.carries_rows), counts.len() - 1);
         if let Some(rows) = rows {
             let is_silent = |row: &u32| !triggered.get(*row as usize).copied().unwrap_or(false);
-            let silent: Vec<bool> = rows.values().iter().map(is_silent).collect();
-            let rest = silent.iter().filter(|silent| **silent).count() as u64;
+            let silent = BooleanArray::from_iter(rows.values().iter().map(|row| Some(is_silent(row))));
+            let rest = silent.true_count() as u64;
             counts[0] = batch.num_rows() as u64 - rest;
             match &self.verdicts {
-                Some(verdicts) if rest > 0 => self.judge(verdicts, batch, now, &silent, &mut counts).await?,
+                Some(verdicts) if rest > 0 => verdicts.count(batch, &silent, self.nanos(now)?, &mut counts).await?,
                 _ => counts[last] += rest,
             }
         } else {
             counts[last] = batch.num_rows() as u64;
         }
         Ok(Outcomes { counts: self.outcome_names.iter().cloned().zip(counts).collect() })
-    }
-
-    /// Adds the verdicts on the `silent` messages to `counts`. All of the batch is judged: to take the others out costs more,
-    /// and they pass every condition, as they did before.
-    async fn judge(
-        &self,
-        verdicts: &Arc<Plans>,
-        batch: &RecordBatch,
-        now: DateTime<Utc>,
-        silent: &[bool],
-        counts: &mut [u64],
-    ) -> Result<()> {
-        let none = LookupSet::new([]);
-        let mut stream = Plans::run(verdicts, batch.clone(), self.nanos(now)?, &none).await?;
-        let mut silent = silent.iter();
-        // The query is a projection: its rows come in the batch's order.
-        while let Some(verdicts) = stream.try_next().await? {
-            let places = verdicts.column(0).as_any().downcast_ref::<Int64Array>();
-            let places = places.into_iter().flat_map(|places| places.values());
-            for (place, _) in places.zip(silent.by_ref()).filter(|(_, silent)| **silent) {
-                if let Some(count) = usize::try_from(*place).ok().and_then(|place| counts.get_mut(place)) {
-                    *count += 1;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn nanos(&self, now: DateTime<Utc>) -> Result<i64> {

@@ -5,20 +5,29 @@
 //! that passes all of them and still has no row is `no_match`, also where a condition on the lookup table took its
 //! rows away: nothing matched that the query wanted.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, NullArray, RecordBatch};
+use arrow::compute::FilterBuilder;
+use arrow::datatypes::{Field, FieldRef, Schema};
+use arrow::error::ArrowError;
 use datafusion::sql::sqlparser::ast::{
     CaseWhen, Expr, Ident, ObjectName, Query, SelectItem, SetExpr, Spanned, TableFactor, TableWithJoins, Value,
     helpers::attached_token::AttachedToken, visit_expressions, visit_relations,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
+use futures::TryStreamExt;
 
 use super::CAMPAIGNS;
 use super::diagnose::with_parts;
-use super::engine::Engine;
+use super::engine::{Engine, Prepared};
 use super::files::SqlFile;
 use super::parse::{at, conjuncts, line_comments};
-use crate::Result;
+use super::stream::Plans;
+use crate::lookup::{LookupSet, columns_read};
+use crate::{Error, Result};
 
 /// A message that gave at least one row.
 pub const TRIGGERED: &str = "triggered";
@@ -40,7 +49,59 @@ pub(super) struct Rules {
     /// Possible outcomes: `triggered`, then the conditions' names, last what remains.
     pub(super) names: Vec<String>,
     /// Gives each message the place in `names` of its outcome, as one Int64 column; `None` where that is always the last.
-    pub(super) verdict: Option<Query>,
+    pub(super) verdict: Option<(Query, Prepared)>,
+}
+
+/// Judges messages that gave no row.
+#[derive(Debug)]
+pub(super) struct Verdicts {
+    plans: Arc<Plans>,
+    /// The columns of campaigns that the conditions read.
+    columns: BTreeSet<usize>,
+}
+
+impl Verdicts {
+    /// `plan` is one of `plans`.
+    pub(super) fn new(plans: Arc<Plans>, plan: Prepared) -> Verdicts {
+        let columns = columns_read(&plan.plan);
+        plans.put_back(plan);
+        Verdicts { plans, columns }
+    }
+
+    /// Adds the outcomes of the `silent` messages of `batch` to `counts`.
+    pub(super) async fn count(
+        &self,
+        batch: &RecordBatch,
+        silent: &BooleanArray,
+        now: i64,
+        counts: &mut [u64],
+    ) -> Result<()> {
+        let rest = self.rows(batch, silent).map_err(|error| Error::engine("counting outcomes")(error.into()))?;
+        let mut stream = Plans::run(&self.plans, rest, now, &LookupSet::new([])).await?;
+        while let Some(verdicts) = stream.try_next().await? {
+            let places = verdicts.column(0).as_any().downcast_ref::<Int64Array>();
+            for place in places.into_iter().flat_map(|places| places.values()) {
+                if let Some(count) = usize::try_from(*place).ok().and_then(|place| counts.get_mut(place)) {
+                    *count += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The `wanted` rows of `batch`. Columns that no condition reads are not copied: nulls stand in their place.
+    fn rows(&self, batch: &RecordBatch, wanted: &BooleanArray) -> Result<RecordBatch, ArrowError> {
+        let wanted = FilterBuilder::new(wanted).optimize().build();
+        let column = |(number, column): (usize, &ArrayRef)| match self.columns.contains(&number) {
+            true => wanted.filter(column),
+            false => Ok(Arc::new(NullArray::new(wanted.count())) as ArrayRef),
+        };
+        let columns = batch.columns().iter().enumerate().map(column).collect::<Result<Vec<_>, _>>()?;
+        let field =
+            |(column, field): (&ArrayRef, &FieldRef)| Field::new(field.name(), column.data_type().clone(), true);
+        let schema = Schema::new(columns.iter().zip(batch.schema_ref().fields()).map(field).collect::<Vec<_>>());
+        RecordBatch::try_new(Arc::new(schema), columns)
+    }
 }
 
 impl Rules {
@@ -63,6 +124,13 @@ impl Rules {
             });
             over_campaigns(query, campaigns, case(conditions.collect(), number(names.len() - 1)))
         });
+        let verdict = match verdict {
+            Some(verdict) => {
+                let plan = engine.prepare(&verdict, false).await.map_err(Error::engine("planning the outcomes"))?;
+                Some((verdict, plan))
+            }
+            None => None,
+        };
         Ok(Rules { names, verdict })
     }
 }
