@@ -31,10 +31,6 @@ use crate::kafka;
 /// that time.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
-/// So many pauses without room mean that it is full of batches that are not, which wait for more (a user's smaller queue, or
-/// many partitions): they are sent as they are.
-const PAUSES: u32 = 4;
-
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
@@ -42,6 +38,13 @@ const FLUSH_STEP: Duration = Duration::from_millis(20);
 /// records older than this wait behind a batch of their partition that is on its way, librdkafka's thread does not sleep until
 /// that one is acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once): longer than that usually takes.
 const LINGER: &str = "250";
+
+/// The same where the user has made librdkafka's queue smaller: it may be full before any batch is, and then waits for so long.
+const LINGER_IN_A_SMALL_QUEUE: &str = "5";
+
+/// The sizes below which it is small: the job's own, a full batch for each of 64 partitions.
+const LARGE_QUEUE: [(&str, u64); 2] =
+    [("queue.buffering.max.messages", 1_000_000), ("queue.buffering.max.kbytes", 65_536)];
 
 /// The longest that one try of an abort or an init lasts, and the first try of an abort.
 const LONGEST_TRY: Duration = Duration::from_millis(100);
@@ -85,7 +88,7 @@ impl Producer {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
         for (key, value) in
-            [("queue.buffering.max.messages", "1000000"), ("linger.ms", LINGER), ("compression.type", "lz4")]
+            [("linger.ms", linger(&user)), ("queue.buffering.max.messages", "1000000"), ("compression.type", "lz4")]
         {
             user.entry(key.into()).or_insert_with(|| value.into());
         }
@@ -159,14 +162,12 @@ impl Producer {
         record.key = key;
         record.payload = value;
         record.headers = headers;
-        let mut pauses = 0;
         while !self.has_given_up() {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                     record = returned;
-                    self.wait_for_room(topic, pauses)?;
-                    pauses += 1;
+                    self.wait_for_room(topic)?;
                 }
                 Err((error, _)) => {
                     return Err(self.producer.context().explain(format!("producing to {topic}"), error));
@@ -176,28 +177,15 @@ impl Producer {
         Ok(())
     }
 
-    /// Lets a moment pass in which records are sent; `pauses` were there before, without room since.
+    /// Lets a moment pass in which records are sent.
     ///
     /// # Errors
     /// The first record's that failed.
-    fn wait_for_room(&self, topic: &str, pauses: u32) -> Result<()> {
+    fn wait_for_room(&self, topic: &str) -> Result<()> {
         self.read_reports();
         self.producer.context().check(topic)?;
-        if pauses < PAUSES {
-            std::thread::sleep(ROOM_PAUSE);
-        } else {
-            self.flush(ROOM_PAUSE);
-        }
+        std::thread::sleep(ROOM_PAUSE);
         Ok(())
-    }
-
-    /// Waits until nothing is on its way any more, or for so long. Nothing lingers meanwhile; whether that was enough.
-    fn flush(&self, wait: Duration) -> bool {
-        // It returns with the last acknowledgement. The wrapper's own flush asks for no wait at all, so what lingers goes on
-        // lingering, and polls every 100 ms.
-        // SAFETY: the client is alive for the whole call.
-        let left = unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), wait.as_millis() as i32) };
-        left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
     /// Reads the reports that are there. Waiting for them is for librdkafka's own calls or a sleep: the wrapper's poll asks
@@ -212,7 +200,12 @@ impl Producer {
     /// The first record's that failed.
     pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
         loop {
-            let all = self.flush(FLUSH_STEP);
+            // Nothing lingers while it waits, and it returns with the last acknowledgement. The wrapper's own flush asks for
+            // no wait at all, so what lingers goes on lingering, and polls every 100 ms.
+            // SAFETY: the client is alive for the whole call.
+            let left =
+                unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
+            let all = left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
             // A record that failed counts as on its way until its report is read.
             self.read_reports();
             self.producer.context().check("the transaction")?;
@@ -289,6 +282,13 @@ impl Producer {
         self.given_up.store(false, Ordering::SeqCst);
         self.producer.context().open.store(false, Ordering::SeqCst);
     }
+}
+
+/// The default of `linger.ms` beside what the user has set.
+fn linger(user: &BTreeMap<String, String>) -> &'static str {
+    let is_below = |(name, large): (&str, u64)| user.get(name)?.parse::<u64>().ok().map(|size| size < large);
+    let is_small = LARGE_QUEUE.into_iter().filter_map(is_below).any(|below| below);
+    if is_small { LINGER_IN_A_SMALL_QUEUE } else { LINGER }
 }
 
 /// By itself librdkafka looks for a broker that is up, and asks again who coordinates the id, only every half second:

@@ -29,7 +29,7 @@ impl Producer {
         let mut records = records.into_iter().map(message);
         loop {
             let mut messages: Vec<_> = records.by_ref().take(AT_ONCE).collect();
-            let (mut begin, mut pauses) = (0, 0);
+            let mut begin = 0;
             while begin < messages.len() && !self.has_given_up() {
                 let rest = &mut messages[begin..];
                 let (partition, copied) = (BY_PARTITIONER, ffi::RD_KAFKA_MSG_F_COPY);
@@ -41,9 +41,8 @@ impl Producer {
                     break;
                 }
                 // After the first one without room none was taken.
-                let first = self.untaken(topic, rest)?;
-                (begin, pauses) = (begin + first, if first > 0 { 0 } else { pauses + 1 });
-                self.wait_for_room(topic, pauses)?;
+                begin += self.untaken(topic, rest)?;
+                self.wait_for_room(topic)?;
             }
             if messages.len() < AT_ONCE {
                 return Ok(());
