@@ -175,7 +175,7 @@ pub(super) fn check(properties: &BTreeMap<String, Setting<String>>, beside: &[&s
                 near.map_or("its CONFIGURATION.md lists all of them".into(), |near| format!("did you mean {near:?}?"));
             return Err(setting.refuse("librdkafka has no such property", remedy));
         }
-        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| usual(owned) == usual(name)) {
+        if let Some((_, why, instead)) = OWNED.iter().find(|(owned, ..)| *owned == usual(name)) {
             return Err(setting.refuse(format!("this property is the job's own: {why}"), *instead));
         }
         if let Some(other) = set_as(name, properties) {
