@@ -9,13 +9,19 @@ pub(crate) const EACH: u64 = u64::MAX / 0xff;
 /// How many bytes come before the first quote, backslash or control character.
 #[inline]
 pub(crate) fn ordinary(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(chunk) = bytes[at..].first_chunk() {
+    let (chunks, rest) = bytes.as_chunks();
+    for (number, chunk) in chunks.iter().enumerate() {
         if let Some(found) = special16(chunk) {
-            return at + found;
+            return 16 * number + found;
         }
-        at += 16;
     }
+    16 * chunks.len() + ordinary_in_few(rest)
+}
+
+/// As [`ordinary`], of fewer than sixteen bytes. Apart, so that the loop above does not carry its weight.
+#[inline(never)]
+fn ordinary_in_few(bytes: &[u8]) -> usize {
+    let mut at = 0;
     while let Some(chunk) = bytes[at..].first_chunk() {
         let found = special(u64::from_le_bytes(*chunk));
         if found != 0 {
@@ -54,30 +60,23 @@ fn special(bytes: u64) -> u64 {
     (quote_or_control | backslash) & (EACH << 7)
 }
 
-/// The first special one of sixteen bytes.
+/// The first special one of sixteen bytes. Written out, because the compiler finds all of this by itself but the last step,
+/// from bytes to bits.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 fn special16(bytes: &[u8; 16]) -> Option<usize> {
-    // SAFETY: every x86-64 has SSE2.
-    let marks = unsafe { marks(bytes) };
-    (marks != 0).then_some(marks.trailing_zeros() as usize)
-}
-
-/// A bit for each special byte. Written out, because the compiler finds all of this by itself but the last step, from
-/// bytes to bits.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "sse2")]
-fn marks(bytes: &[u8; 16]) -> i32 {
     use std::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8,
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
     };
-    let word = u128::from_le_bytes(*bytes);
-    let bytes = _mm_set_epi64x((word >> 64) as i64, word as i64);
-    let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
-    let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
-    let control = _mm_cmpeq_epi8(bytes, _mm_min_epu8(bytes, _mm_set1_epi8(b' ' as i8 - 1)));
-    _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, backslash), control))
+    // SAFETY: every x86-64 has SSE2, and the load, which needs no alignment, is of the sixteen bytes that are there.
+    let marks = unsafe {
+        let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+        let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+        let control = _mm_cmpeq_epi8(bytes, _mm_min_epu8(bytes, _mm_set1_epi8(b' ' as i8 - 1)));
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, backslash), control))
+    };
+    (marks != 0).then_some(marks.trailing_zeros() as usize)
 }
 
 /// As [`special16`], on any processor.

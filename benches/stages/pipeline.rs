@@ -12,7 +12,7 @@ use dinnerbell::encode::conform::Conform;
 use dinnerbell::encode::copy::{self, CopyEncoder};
 use dinnerbell::encode::{
     chunk,
-    json::{JsonRows, Written},
+    json::{JsonRows, Texts},
 };
 use dinnerbell::lookup::{LookupSet, LookupTable};
 use dinnerbell::messages::{Messages, MessagesBuilder};
@@ -232,8 +232,8 @@ impl NullSinks {
 
     pub fn json(&mut self, batch: &RecordBatch) -> usize {
         let mut bytes = 0;
-        let take = |written: &Written| {
-            bytes += written.rows().map(<[u8]>::len).sum::<usize>();
+        let take = |texts: &Texts| {
+            bytes += texts.rows().map(<[u8]>::len).sum::<usize>();
             Ok(())
         };
         self.json.pieces(batch, take).expect("conformed rows");

@@ -24,7 +24,7 @@ use crate::dead_letter::{Reject, Stage};
 use crate::decode::Decoder;
 use crate::decode::row_numbers;
 use crate::encode::conform::Conform;
-use crate::encode::json::{JsonRows, Written};
+use crate::encode::json::{JsonRows, Texts};
 use crate::error::{Error, Result};
 use crate::job::setup::{self, Mission};
 use crate::ledger::store;
@@ -303,6 +303,6 @@ impl Rows {
 }
 
 /// One row a line, each byte for byte the value of a record.
-fn print_json(written: &Written) -> Result<()> {
-    super::write_out(&written.rows().flat_map(|row| [row, b"\n"]).collect::<Vec<_>>().concat())
+fn print_json(texts: &Texts) -> Result<()> {
+    super::write_out(&texts.rows().flat_map(|row| [row, b"\n"]).collect::<Vec<_>>().concat())
 }

@@ -21,6 +21,7 @@ const ESCAPED: u32 = 1;
 
 /// One column's values so far. A row is appended by exactly one `push_*` on each column, in any order.
 pub struct ColumnBuilder {
+    kind: Kind,
     len: usize,
     values: Values,
     /// Only for columns that may be null.
@@ -44,7 +45,13 @@ impl ColumnBuilder {
             Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => Values::Integer(Vec::with_capacity(capacity)),
             Kind::Timestamp | Kind::TimestampTz | Kind::Date => Values::Integer(Vec::with_capacity(capacity)),
         };
-        Self { len: 0, values, nulls: column.nullable.then(|| NullBufferBuilder::new(capacity)) }
+        Self { kind: column.kind, len: 0, values, nulls: column.nullable.then(|| NullBufferBuilder::new(capacity)) }
+    }
+
+    /// What the column holds.
+    #[inline]
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     #[inline]
@@ -110,9 +117,8 @@ impl ColumnBuilder {
         self.len = len;
     }
 
-    /// The Arrow array of `kind`, which must be the one that the builder was made for. `buffers` are what
-    /// [`Strings::finish`] gave.
-    pub fn finish(self, kind: Kind, buffers: &Arc<[Buffer]>) -> Result<ArrayRef, ArrowError> {
+    /// The Arrow array. `buffers` are what [`Strings::finish`] gave.
+    pub fn finish(self, buffers: &Arc<[Buffer]>) -> Result<ArrayRef, ArrowError> {
         let nulls = self.nulls.and_then(NullBufferBuilder::build);
         Ok(match self.values {
             Values::Text(views) => {
@@ -124,12 +130,12 @@ impl ColumnBuilder {
                 Arc::new(array)
             }
             Values::Boolean(values) => Arc::new(BooleanArray::new(values.build(), nulls)),
-            Values::Float(values) if kind == Kind::Float32 => {
+            Values::Float(values) if self.kind == Kind::Float32 => {
                 let narrow: ScalarBuffer<f32> = values.into_iter().map(|value| value as f32).collect();
                 Arc::new(Float32Array::try_new(narrow, nulls)?)
             }
             Values::Float(values) => Arc::new(Float64Array::try_new(values.into(), nulls)?),
-            Values::Integer(values) => finish_integers(values, kind, nulls)?,
+            Values::Integer(values) => finish_integers(values, self.kind, nulls)?,
         })
     }
 

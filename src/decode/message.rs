@@ -13,7 +13,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::columns::{ColumnBuilder, Strings};
 use super::plain::{Patience, Scanner};
-use super::schema::Column;
+use super::schema::{Column, Kind};
 use super::value::Value;
 use super::words::{self, Problem};
 
@@ -105,23 +105,16 @@ impl<'m> Rows<'m> {
     /// Reads a message of declared fields only, each of them once, or gives up.
     fn read_plain(&mut self, text: &'m str) -> Option<()> {
         let mut scanner = Scanner::new(text);
-        let mut found = None;
-        let (mut last, mut fields) = (self.columns.len(), 0);
-        while let Some(column) = self.next_plain_key(&mut scanner, last)? {
-            let builder = &mut self.builders[column];
-            if builder.len() > self.len {
-                return None;
-            }
-            let found = &mut found;
-            scanner.value(Value { column: &self.columns[column], builder, strings: &mut self.strings, found })?;
-            (last, fields) = (column, fields + 1);
-        }
-        scanner.space();
-        if !scanner.is_at_end() {
-            return None;
+        let mut last = self.columns.len();
+        for _ in self.columns {
+            let Some(column) = self.next_plain_key(&mut scanner, last)? else {
+                return scanner.ends().then(|| self.complete().ok())?;
+            };
+            self.plain_value(&mut scanner, column)?;
+            last = column;
         }
         // Each of them was there once, so there is nothing to look for.
-        if fields == self.columns.len() { Some(()) } else { self.complete().ok() }
+        (scanner.next()? == b'}' && scanner.ends()).then_some(())
     }
 
     /// Goes to the value of the field that comes after column `last`, and says which column it is; to the message's end
@@ -135,14 +128,31 @@ impl<'m> Rows<'m> {
                 scanner.space();
                 Some(Some(follower.column))
             }
-            _ => {
-                // A copy, so that the scanner itself has no address and stays in registers.
-                let mut apart = *scanner;
-                let column = self.learn_plain_key(&mut apart, last);
-                *scanner = apart;
-                column
-            }
+            _ => apart(scanner, |scanner| self.learn_plain_key(scanner, last)),
         }
+    }
+
+    /// Reads the value of `column`. Texts and integers of 64 bits, which most columns are, fit as they stand, and cost neither
+    /// a visitor nor a call.
+    #[inline]
+    fn plain_value(&mut self, scanner: &mut Scanner<'m>, column: usize) -> Option<()> {
+        let builder = &mut self.builders[column];
+        if builder.len() > self.len {
+            return None;
+        }
+        let taken = match builder.kind() {
+            Kind::Text => scanner.string().map(|text| builder.push_view(self.strings.borrowed(text))),
+            Kind::Int64 => scanner.integer().map(|number| builder.push_integer(number)),
+            _ => None,
+        };
+        taken.or_else(|| apart(scanner, |scanner| self.visited_value(scanner, column)))
+    }
+
+    /// As [`Rows::plain_value`], of any column.
+    #[inline(never)]
+    fn visited_value(&mut self, scanner: &mut Scanner<'m>, column: usize) -> Option<()> {
+        let builder = &mut self.builders[column];
+        scanner.value(Value { column: &self.columns[column], builder, strings: &mut self.strings, found: &mut None })
     }
 
     /// As [`Rows::next_plain_key`], where the message differs from the ones before.
@@ -231,6 +241,15 @@ impl<'m> Rows<'m> {
             (_, false) => words::not_json(text, error),
         }
     }
+}
+
+/// Calls `read` with a copy of the scanner, so that the scanner itself has no address and stays in registers.
+#[inline]
+fn apart<'m, R>(scanner: &mut Scanner<'m>, read: impl FnOnce(&mut Scanner<'m>) -> R) -> R {
+    let mut copy = *scanner;
+    let outcome = read(&mut copy);
+    *scanner = copy;
+    outcome
 }
 
 /// What the visitors know when the pass stops.

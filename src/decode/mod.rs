@@ -117,8 +117,8 @@ impl Decoder {
         let (builders, strings) = rows.finish();
         let buffers = strings.finish();
         let mut arrays = Vec::with_capacity(builders.len() + 1);
-        for (builder, column) in builders.into_iter().zip(&self.columns) {
-            arrays.push(builder.finish(column.kind, &buffers)?);
+        for builder in builders {
+            arrays.push(builder.finish(&buffers)?);
         }
         arrays.push(Arc::new(UInt32Array::from(numbers)) as ArrayRef);
         RecordBatch::try_new(self.schema.clone(), arrays)

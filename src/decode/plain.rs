@@ -41,19 +41,21 @@ impl Patience {
     }
 }
 
-/// A message's text, and what is left of it.
+/// What is left of a message's text.
 #[derive(Clone, Copy)]
 pub struct Scanner<'m> {
-    text: &'m str,
+    /// The end of a text: what lies between two ASCII characters of it is text again.
     rest: &'m [u8],
 }
 
 impl<'m> Scanner<'m> {
     pub fn new(text: &'m str) -> Self {
-        Self { text, rest: text.as_bytes() }
+        Self { rest: text.as_bytes() }
     }
 
-    pub fn is_at_end(&self) -> bool {
+    /// Whether nothing but white space is left.
+    pub fn ends(mut self) -> bool {
+        self.space();
         self.rest.is_empty()
     }
 
@@ -93,21 +95,21 @@ impl<'m> Scanner<'m> {
     }
 
     /// A string without escapes.
-    #[inline]
+    // In each of its places: a call would give the scanner an address.
+    #[inline(always)]
     pub fn string(&mut self) -> Option<&'m str> {
         let [b'"', inside @ ..] = self.rest else { return None };
-        let len = ordinary(inside);
-        let [b'"', rest @ ..] = inside.get(len..)? else { return None };
-        let from = self.text.len() - inside.len();
+        let (string, behind) = inside.split_at_checked(ordinary(inside))?;
+        let [b'"', rest @ ..] = behind else { return None };
         self.rest = rest;
-        self.text.get(from..from + len)
+        // SAFETY: it lies between two quotes of a text, and no other character of UTF-8 has a quote's byte in it.
+        Some(unsafe { str::from_utf8_unchecked(string) })
     }
 
     /// Reads one value into the column of `value`, or gives up.
     ///
     /// The visitor is the one of the strict pass, so that both agree on what fits a column. All that is neither a plain
     /// string nor a plain integer is cut out and left to the parser.
-    #[inline]
     pub fn value(&mut self, value: Value) -> Option<()> {
         if let Some(text) = self.string() {
             return value.visit_borrowed_str::<value::Error>(text).ok();
@@ -115,24 +117,14 @@ impl<'m> Scanner<'m> {
         if let Some(number) = self.integer() {
             return value.visit_i64::<value::Error>(number).ok();
         }
-        // A copy, so that the scanner itself has no address and stays in registers.
-        let mut apart = *self;
-        let outcome = apart.parsed(value);
-        *self = apart;
-        outcome
-    }
-
-    /// Leaves the value to the parser. Apart from [`Scanner::value`], so that the plain ones do not carry its weight.
-    #[inline(never)]
-    fn parsed(&mut self, value: Value) -> Option<()> {
         let mut json = serde_json::Deserializer::from_str(self.scalar()?);
         value.deserialize(&mut json).ok()?;
         json.end().ok()
     }
 
     /// An integer that is not "-0" (a float to the parser) and has neither leading zeros nor too many digits.
-    #[inline]
-    fn integer(&mut self) -> Option<i64> {
+    #[inline(always)]
+    pub fn integer(&mut self) -> Option<i64> {
         let (negative, digits) = match self.rest {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
@@ -167,9 +159,9 @@ impl<'m> Scanner<'m> {
         } else {
             self.rest.iter().position(|byte| matches!(byte, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r'))?
         };
-        let from = self.text.len() - self.rest.len();
-        self.rest = self.rest.get(len..)?;
-        self.text.get(from..from + len)
+        let (scalar, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        str::from_utf8(scalar).ok()
     }
 }
 

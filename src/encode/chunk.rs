@@ -24,7 +24,7 @@ use arrow::ipc::writer::StreamWriter;
 use super::arrow;
 use crate::{Error, Result, view};
 
-/// The lightest level: chunks live for one commit, and repeated text was already removed.
+/// A light level: chunks live for one commit, and repeated text was already removed.
 const LEVEL: i32 = 1;
 
 /// Bytes of a chunk before compression at most. A slice of rows has a few MiB; a single row may be as large as Kafka's

@@ -34,15 +34,15 @@ pub struct JsonRows {
     keys: Vec<Vec<u8>>,
 }
 
-/// Written rows, end to end.
+/// The texts of rows, end to end.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct Texts {
     bytes: Vec<u8>,
     /// Where each row ends.
     ends: Vec<usize>,
 }
 
-impl Written {
+impl Texts {
     /// How many rows.
     pub fn len(&self) -> usize {
         self.ends.len()
@@ -86,10 +86,10 @@ impl JsonRows {
     }
 
     /// Every row of `batch`. Fails only on times that no calendar has.
-    pub fn encode(&self, batch: &RecordBatch) -> Result<Written> {
-        let mut written = Written::default();
-        self.append(batch, &mut written, |_| Ok(()))?;
-        Ok(written)
+    pub fn encode(&self, batch: &RecordBatch) -> Result<Texts> {
+        let mut texts = Texts::default();
+        self.append(batch, &mut texts, |_| Ok(()))?;
+        Ok(texts)
     }
 
     /// As [`JsonRows::encode`], but hands the rows on whenever [`PIECE`] bytes of them are written. A batch in Arrow is small
@@ -97,8 +97,8 @@ impl JsonRows {
     ///
     /// # Errors
     /// Those of [`JsonRows::encode`] and of `take`, with all pieces before it taken.
-    pub fn pieces(&self, batch: &RecordBatch, mut take: impl FnMut(&Written) -> Result<()>) -> Result<()> {
-        let mut piece = Written { bytes: Vec::with_capacity(PIECE + PIECE / 4), ends: Vec::new() };
+    pub fn pieces(&self, batch: &RecordBatch, mut take: impl FnMut(&Texts) -> Result<()>) -> Result<()> {
+        let mut piece = Texts { bytes: Vec::with_capacity(PIECE + PIECE / 4), ends: Vec::new() };
         self.append(batch, &mut piece, |piece| {
             if piece.bytes.len() >= PIECE {
                 take(piece)?;
@@ -114,8 +114,8 @@ impl JsonRows {
     fn append(
         &self,
         batch: &RecordBatch,
-        written: &mut Written,
-        mut after: impl FnMut(&mut Written) -> Result<()>,
+        texts: &mut Texts,
+        mut after: impl FnMut(&mut Texts) -> Result<()>,
     ) -> Result<()> {
         let (arrays, columns) = self.columns(batch)?;
         let fresh = Fresh::find(&arrays, batch.num_rows());
@@ -126,17 +126,17 @@ impl JsonRows {
         while first < batch.num_rows() {
             let (end, differing) = fresh.run(first..batch.num_rows(), repeats);
             self.row(&columns, first, &mut row).map_err(arrow("writing JSON"))?;
-            close(&row.bytes, &mut written.bytes);
-            written.end_row();
-            after(written)?;
+            close(&row.bytes, &mut texts.bytes);
+            texts.end_row();
+            after(texts)?;
             if end > first + 1 {
                 let (stamp, pieces) = (self.stamp(&row, &columns, &differing), self.pieces_of(&row, &differing));
                 for at in first + 1..end {
-                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, &mut written.bytes, is_ordinary)) {
-                        pieces.write(&columns, at, &mut written.bytes).map_err(arrow("writing JSON"))?;
+                    if !stamp.as_ref().is_some_and(|stamp| stamp.write(at, &mut texts.bytes, is_ordinary)) {
+                        pieces.write(&columns, at, &mut texts.bytes).map_err(arrow("writing JSON"))?;
                     }
-                    written.end_row();
-                    after(written)?;
+                    texts.end_row();
+                    after(texts)?;
                 }
             }
             first = end;

@@ -23,7 +23,7 @@ use crate::ledger::decide;
 use crate::ledger::store::{self, Ledger};
 use crate::lookup::{self, LookupKeys, LookupSet, Lookups};
 use crate::postgres::Connection;
-use crate::sink::kafka::Destination;
+use crate::sink::kafka::{Destination, QUEUE_KBYTES};
 use crate::sink::postgres::CopyPlan;
 use crate::sink::rows::RowProducer;
 use crate::sink::table::{self, TableShape};
@@ -179,7 +179,7 @@ pub fn producer_properties(config: &Config, topics: &Topics) -> BTreeMap<String,
     let mut properties = BTreeMap::clone(&config.sink_kafka.kafka);
     properties.entry("message.max.bytes".into()).or_insert_with(|| largest.clamp(1_000, 1_000_000_000).to_string());
     // Room for the largest record, or it would wait for ever.
-    let queue = (largest / 512).max(65_536);
+    let queue = (largest as u64 / 512).max(QUEUE_KBYTES);
     properties.entry("queue.buffering.max.kbytes".into()).or_insert_with(|| queue.to_string());
     properties.entry("batch.size".into()).or_insert_with(|| batch.max(1).to_string());
     properties

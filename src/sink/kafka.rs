@@ -42,9 +42,9 @@ const LINGER: &str = "250";
 /// The same where the user has made librdkafka's queue smaller: it may be full before any batch is, and then waits for so long.
 const LINGER_IN_A_SMALL_QUEUE: &str = "5";
 
-/// The sizes below which it is small: the job's own, a full batch for each of 64 partitions.
-const LARGE_QUEUE: [(&str, u64); 2] =
-    [("queue.buffering.max.messages", 1_000_000), ("queue.buffering.max.kbytes", 65_536)];
+/// The sizes of that queue where the user has set none, and records are not larger: a full batch for each of 64 partitions.
+const QUEUE_MESSAGES: u64 = 1_000_000;
+pub const QUEUE_KBYTES: u64 = 65_536;
 
 /// The longest that one try of an abort or an init lasts, and the first try of an abort.
 const LONGEST_TRY: Duration = Duration::from_millis(100);
@@ -87,8 +87,9 @@ impl Producer {
     pub fn open(user: &BTreeMap<String, String>, transactional_id: &str) -> Result<Producer> {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
+        let messages = QUEUE_MESSAGES.to_string();
         for (key, value) in
-            [("linger.ms", linger(&user)), ("queue.buffering.max.messages", "1000000"), ("compression.type", "lz4")]
+            [("linger.ms", linger(&user)), ("queue.buffering.max.messages", &messages), ("compression.type", "lz4")]
         {
             user.entry(key.into()).or_insert_with(|| value.into());
         }
@@ -286,8 +287,10 @@ impl Producer {
 
 /// The default of `linger.ms` beside what the user has set.
 fn linger(user: &BTreeMap<String, String>) -> &'static str {
-    let is_below = |(name, large): (&str, u64)| user.get(name)?.parse::<u64>().ok().map(|size| size < large);
-    let is_small = LARGE_QUEUE.into_iter().filter_map(is_below).any(|below| below);
+    let is_below =
+        |name, large| user.get(name).and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| size < large);
+    let is_small = is_below("queue.buffering.max.messages", QUEUE_MESSAGES)
+        || is_below("queue.buffering.max.kbytes", QUEUE_KBYTES);
     if is_small { LINGER_IN_A_SMALL_QUEUE } else { LINGER }
 }
 

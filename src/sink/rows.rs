@@ -34,10 +34,10 @@ impl RowProducer {
     /// Encoding's or Kafka's.
     pub fn produce(&self, producer: &Producer, batch: &RecordBatch) -> Result<Vec<usize>> {
         let (mut row, mut too_large) = (0, Vec::new());
-        self.rows.pieces(batch, |written| {
-            let column = self.key.map(|index| batch.column(index).slice(row, written.len()));
+        self.rows.pieces(batch, |texts| {
+            let column = self.key.map(|index| batch.column(index).slice(row, texts.len()));
             let keys = column.as_ref().map(keys).transpose()?;
-            let records = written.rows().enumerate().filter_map(|(n, value)| {
+            let records = texts.rows().enumerate().filter_map(|(n, value)| {
                 let key = keys.as_ref().and_then(|keys| keys[n].as_deref());
                 let fits = self.to.fits(key, Some(value), 0);
                 if !fits {
@@ -46,7 +46,7 @@ impl RowProducer {
                 fits.then_some((key, value))
             });
             producer.produce_all(&self.to.topic, records)?;
-            row += written.len();
+            row += texts.len();
             Ok(())
         })?;
         Ok(too_large)

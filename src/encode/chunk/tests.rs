@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 
 use super::*;
 use crate::encode::copy::CopyEncoder;
-use crate::encode::json::{JsonRows, Written};
+use crate::encode::json::{JsonRows, Texts};
 use crate::encode::samples;
 
 fn compacted(batch: &RecordBatch) -> RecordBatch {
@@ -31,7 +31,7 @@ fn thin_ipc(batch: &RecordBatch) -> Vec<u8> {
     out
 }
 
-fn sinks(batch: &RecordBatch) -> (Written, BytesMut) {
+fn sinks(batch: &RecordBatch) -> (Texts, BytesMut) {
     let mut copy = BytesMut::new();
     let json = JsonRows::new(batch.schema_ref()).unwrap().encode(batch).unwrap();
     let types = vec![Type::TEXT; batch.num_columns()];

@@ -15,8 +15,8 @@ fn encode(batch: &RecordBatch) -> Vec<String> {
     strings(&JsonRows::new(batch.schema_ref()).unwrap().encode(batch).unwrap())
 }
 
-fn strings(written: &Written) -> Vec<String> {
-    written.rows().map(|row| String::from_utf8(row.to_vec()).unwrap()).collect()
+fn strings(texts: &Texts) -> Vec<String> {
+    texts.rows().map(|row| String::from_utf8(row.to_vec()).unwrap()).collect()
 }
 
 #[test]
@@ -157,9 +157,9 @@ fn pieces_are_whole_rows_of_about_the_size_promised() {
     let batch = samples::fan_out(5, 1000);
     let rows = JsonRows::new(batch.schema_ref()).unwrap();
     let (mut pieces, mut sizes) = (Vec::new(), Vec::new());
-    let take = |written: &Written| {
-        pieces.extend(strings(written));
-        sizes.push(written.bytes.len());
+    let take = |texts: &Texts| {
+        pieces.extend(strings(texts));
+        sizes.push(texts.bytes.len());
         Ok(())
     };
     rows.pieces(&batch, take).unwrap();
@@ -170,8 +170,8 @@ fn pieces_are_whole_rows_of_about_the_size_promised() {
 
     let taken = |number: usize| {
         let mut taken = 0;
-        let take = |written: &Written| {
-            taken += written.len();
+        let take = |texts: &Texts| {
+            taken += texts.len();
             Ok(())
         };
         rows.pieces(&batch.slice(0, number), take).unwrap();
