@@ -40,7 +40,7 @@ check:
 	cargo clippy --test chaos --features failpoints -- -D warnings
 
 # Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
-# memory without bound; the one unsafe call of the fuzzed modules is checked by an assertion. Not optimised (-D), for those
+# memory without bound; views and texts that are made unchecked are checked by assertions. Not optimised (-D), for those
 # assertions, and because cargo-fuzz compiles each crate in one unit, which takes Arrow the better part of an hour. What is found
 # on the way stays in the cache; fuzz/corpus is only read.
 fuzz: export CARGO_TARGET_DIR = $(CACHE)/fuzz

@@ -132,8 +132,8 @@ impl<'m> Rows<'m> {
         }
     }
 
-    /// Reads the value of `column`. Texts and integers of 64 bits, which most columns are, fit as they stand, and cost neither
-    /// a visitor nor a call.
+    /// Reads the value of `column`. Texts and integers of 64 bits, which most columns are, fit as they stand ([`Value`] would
+    /// take them likewise), and cost neither a visitor nor a call.
     #[inline]
     fn plain_value(&mut self, scanner: &mut Scanner<'m>, column: usize) -> Option<()> {
         let builder = &mut self.builders[column];

@@ -102,6 +102,7 @@ impl<'m> Scanner<'m> {
         let (string, behind) = inside.split_at_checked(ordinary(inside))?;
         let [b'"', rest @ ..] = behind else { return None };
         self.rest = rest;
+        debug_assert!(str::from_utf8(string).is_ok(), "a string that is none");
         // SAFETY: it lies between two quotes of a text, and no other character of UTF-8 has a quote's byte in it.
         Some(unsafe { str::from_utf8_unchecked(string) })
     }
@@ -123,6 +124,7 @@ impl<'m> Scanner<'m> {
     }
 
     /// An integer that is not "-0" (a float to the parser) and has neither leading zeros nor too many digits.
+    // As above.
     #[inline(always)]
     pub fn integer(&mut self) -> Option<i64> {
         let (negative, digits) = match self.rest {

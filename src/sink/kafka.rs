@@ -42,8 +42,10 @@ const LINGER: &str = "250";
 /// The same where the user has made librdkafka's queue smaller: it may be full before any batch is, and then waits for so long.
 const LINGER_IN_A_SMALL_QUEUE: &str = "5";
 
-/// The sizes of that queue where the user has set none, and records are not larger: a full batch for each of 64 partitions.
+/// What the queue holds where the user says nothing, and below which it is small.
 const QUEUE_MESSAGES: u64 = 1_000_000;
+
+/// The same in KiB, where no record is larger: a full batch, a million bytes, for each of 64 partitions.
 pub const QUEUE_KBYTES: u64 = 65_536;
 
 /// The longest that one try of an abort or an init lasts, and the first try of an abort.
@@ -287,8 +289,10 @@ impl Producer {
 
 /// The default of `linger.ms` beside what the user has set.
 fn linger(user: &BTreeMap<String, String>) -> &'static str {
-    let is_below =
-        |name, large| user.get(name).and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| size < large);
+    // 0 messages are no limit.
+    let is_below = |name, large| {
+        user.get(name).and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| (1..large).contains(&size))
+    };
     let is_small = is_below("queue.buffering.max.messages", QUEUE_MESSAGES)
         || is_below("queue.buffering.max.kbytes", QUEUE_KBYTES);
     if is_small { LINGER_IN_A_SMALL_QUEUE } else { LINGER }
@@ -418,4 +422,22 @@ pub fn produce_letter(producer: &Producer, topic: &str, letter: &Letter) -> Resu
         owned = owned.insert(RecordHeader { key: name, value: value.as_deref() });
     }
     producer.produce(topic, letter.key.as_deref(), letter.value.as_deref(), Some(owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_linger_in_a_queue_as_large_as_the_job_s_own() {
+        let with = |name: &str, value: &str| linger(&BTreeMap::from([(name.into(), value.into())]));
+        let (messages, kbytes) = ("queue.buffering.max.messages", "queue.buffering.max.kbytes");
+        for (name, value) in [(messages, "1000000"), (messages, "0"), (kbytes, "65536"), ("batch.size", "1")] {
+            assert_eq!(with(name, value), LINGER, "{name} {value}");
+        }
+        for (name, value) in [(messages, "999999"), (messages, "1"), (kbytes, "65535"), (kbytes, "1")] {
+            assert_eq!(with(name, value), LINGER_IN_A_SMALL_QUEUE, "{name} {value}");
+        }
+        assert_eq!(linger(&BTreeMap::new()), LINGER);
+    }
 }

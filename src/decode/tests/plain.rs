@@ -6,7 +6,7 @@ use proptest::strategy::Union;
 use super::property::mutated;
 use super::*;
 
-/// Values that fit [`EVERY_TYPE`] and that no parser is needed for, by column. Nullable columns are in any message or not.
+/// Values that fit [`EVERY_TYPE`] and, but for the words, need no parser, by column. Nullable columns are in any message or not.
 const FITTING: &[(&str, &[&str])] = &[
     ("tiny", &["-128", "127", "0", "-1"]),
     ("small", &["-32768", "32767", "10"]),
@@ -14,6 +14,7 @@ const FITTING: &[(&str, &[&str])] = &[
     ("big", &["999999999999999999", "-999999999999999999", "100000000000000000", "-7"]),
     ("narrow", &["1", "-16777217", "999999999999999999"]),
     ("wide", &["0", "9007199254740993"]),
+    ("flag", &["true", "false"]),
     ("moment", &["\"2022-07-31T00:00:00Z\"", "\"1969-12-31T23:59:59.123456789+03:00\""]),
     ("instant", &["\"2022-07-31t00:00:00z\""]),
     ("day", &["\"2022-07-30\"", "\"0000-01-01\""]),
@@ -152,7 +153,11 @@ fn seen(decoded: Decoded) -> (RecordBatch, Vec<Reject>, Vec<u8>) {
 }
 
 fn agree(values: &[Vec<u8>]) {
-    let decoder = decoder(EVERY_TYPE);
+    agree_in(EVERY_TYPE, values);
+}
+
+fn agree_in(sql: &str, values: &[Vec<u8>]) {
+    let decoder = decoder(sql);
     let messages = messages(values.iter().map(|value| Some(value.as_slice())));
     let strictly = seen(decoder.decode_by(&messages, Rows::append_strictly).unwrap());
     assert_eq!(seen(decoder.decode_by(&messages, plain_or_strict).unwrap()), strictly);
@@ -192,7 +197,23 @@ proptest! {
     }
 }
 
-/// Every odd value in every column, and every byte of a message replaced, left out or put in.
+/// The message with a byte replaced, left out or put in anywhere, and all that it begins with.
+fn small_changes(good: &str) -> Vec<Vec<u8>> {
+    let mut values = Vec::new();
+    for at in 0..=good.len() {
+        let (before, behind) = good.as_bytes().split_at(at);
+        let rest = behind.get(1..).unwrap_or_default();
+        values.push(before.to_vec());
+        values.push([before, rest].concat());
+        for byte in 0..=u8::MAX {
+            values.push([before, &[byte], rest].concat());
+            values.push([before, &[byte], behind].concat());
+        }
+    }
+    values
+}
+
+/// Every odd value in every column, and every small change.
 #[test]
 fn every_small_change_of_a_message_is_judged_alike() {
     let good = "{\"id\":\"Й\", \"at\":-10,\"note\":\"\\n\",\"day\":\"2022-07-30\",\"wide\":1.5,\"flag\":true}";
@@ -201,20 +222,21 @@ fn every_small_change_of_a_message_is_judged_alike() {
         values.extend(ODD.iter().map(|odd| format!("{{\"{name}\":{odd},\"id\":\"i\",\"at\":1}}").into_bytes()));
         values.extend(ODD.iter().map(|odd| format!("{{\"at\":1,\"{name}\":{odd}}}").into_bytes()));
     }
-    for at in 0..good.len() {
-        for byte in 0..=u8::MAX {
-            let mut bytes = good.as_bytes().to_vec();
-            bytes[at] = byte;
-            values.push(bytes.clone());
-            bytes = good.as_bytes().to_vec();
-            bytes.insert(at, byte);
-            values.push(bytes);
-        }
-        let (before, behind) = good.as_bytes().split_at(at);
-        values.push([before, &behind[1..]].concat());
-        values.push(before.to_vec());
-    }
+    values.extend(small_changes(good));
     agree(&values);
+}
+
+/// Behind the last of all columns only the object's end may come.
+#[test]
+fn a_message_of_all_columns_ends_with_its_object() {
+    let mut values = small_changes("{\"id\":\"i\",\"at\":1}");
+    for tail in
+        ["", "}", "} \t\r\n", " }", "]", ",", ",}", "}}", "} x", "},", ",\"at\":2}", ",\"id\":\"i\"}", ",\"x\":2}"]
+    {
+        values.push(format!("{{\"id\":\"i\",\"at\":1{tail}").into_bytes());
+        values.push(format!("{{\"at\":1,\"id\":\"i\"{tail}").into_bytes());
+    }
+    agree_in("CREATE TABLE campaigns (id VARCHAR NOT NULL, at BIGINT NOT NULL)", &values);
 }
 
 /// What stood between two values the last time is a guess, whatever stands there now.
