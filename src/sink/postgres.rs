@@ -95,31 +95,26 @@ impl<'a> Writer<'a> {
     /// [`Error::Postgres`]; whether it is a refusal of the rows is for [`refusal`] to say.
     pub async fn write(mut self, mut inbox: mpsc::Receiver<Piece>) -> Result<(Vec<Written>, f64)> {
         let began = Instant::now();
-        let (mut next, mut open, mut checked) = (inbox.recv().await, None, false);
+        let mut checked = false;
+        let mut next = inbox.recv().await;
         while let Some(piece) = next {
-            match piece {
+            next = match piece {
                 Piece::Letters { part, letters } => {
                     self.begin().await?;
                     let batch = dead_letter::to_record_batch(&letters)?;
                     self.written[part].letters += letters.len() as i64;
                     let number = self.number(part);
                     self.store(part, number, ChunkKind::Letters, &[batch]).await?;
-                    next = inbox.recv().await;
+                    inbox.recv().await
                 }
                 Piece::Rows { part, batch, .. } => {
-                    let mut copy = match open.take() {
-                        Some(copy) => copy,
-                        // COPY follows BEGIN without waiting; its rows wait for both answers.
-                        None => {
-                            let (client, statement, plan) = (self.client, self.copy.clone(), self.plan);
-                            futures::try_join!(self.begin(), Copy::begin(client, &statement, plan))?.1
-                        }
-                    };
-                    next = self.fill(&mut copy, part, batch, &mut inbox).await?;
-                    open = self.end_slice(copy, next.as_ref()).await?;
-                    checked = next.is_none();
+                    let (copy, next) = self.copy(part, batch, &mut inbox).await?;
+                    // The end of everything is known here unless the slice was full.
+                    checked = next.is_none() && self.slice_rows < SLICE_ROWS;
+                    self.end_slice(copy, checked).await?;
+                    if checked || next.is_some() { next } else { inbox.recv().await }
                 }
-            }
+            };
         }
         if !checked {
             self.begin().await?;
@@ -128,15 +123,18 @@ impl<'a> Writer<'a> {
         Ok((self.written, began.elapsed().as_secs_f64()))
     }
 
-    /// Copies this batch and those after it, until the slice is full or something else comes; what comes next.
-    async fn fill(
+    /// One COPY: this batch and those after it, until the slice is full or something else comes, which is returned.
+    async fn copy(
         &mut self,
-        copy: &mut Copy,
-        mut part: usize,
-        mut batch: RecordBatch,
+        part: usize,
+        batch: RecordBatch,
         inbox: &mut mpsc::Receiver<Piece>,
-    ) -> Result<Option<Piece>> {
-        loop {
+    ) -> Result<(Copy, Option<Piece>)> {
+        // COPY follows BEGIN without waiting; its rows wait for both answers.
+        let (client, statement, plan) = (self.client, self.copy.clone(), self.plan);
+        let ((), mut copy) = futures::try_join!(self.begin(), Copy::begin(client, &statement, plan))?;
+        let mut next = Some(Piece::Rows { part, batch, messages: None });
+        while let Some(Piece::Rows { part, batch, .. }) = next {
             copy.rows(&batch).await?;
             self.slice_rows += batch.num_rows();
             self.slice.push((part, batch));
@@ -144,19 +142,14 @@ impl<'a> Writer<'a> {
                 self.started = true;
                 crate::step!("S3");
             }
-            match inbox.recv().await {
-                Some(Piece::Rows { part: of, batch: more, .. }) if self.slice_rows < SLICE_ROWS => {
-                    (part, batch) = (of, more);
-                }
-                next => return Ok(next),
-            }
+            next = if self.slice_rows < SLICE_ROWS { inbox.recv().await } else { None };
         }
+        Ok((copy, next))
     }
 
-    /// Ends a COPY and stores its rows; then opens the next COPY, or checks constraints where nothing comes any more. All
-    /// sent one after the other, without waiting for answers in between. Chunks are packed while Postgres takes what is left
-    /// of the rows.
-    async fn end_slice(&mut self, copy: Copy, next: Option<&Piece>) -> Result<Option<Copy>> {
+    /// Ends a COPY and stores its rows, and checks constraints where it is the last: sent one after the other, without
+    /// waiting for answers in between. Chunks are packed while Postgres takes what is left of the rows.
+    async fn end_slice(&mut self, copy: Copy, last: bool) -> Result<()> {
         let (slice, rows) = (std::mem::take(&mut self.slice), std::mem::take(&mut self.slice_rows));
         let mut chunks = Vec::new();
         for run in slice.chunk_by(|a, b| a.0 == b.0) {
@@ -169,15 +162,9 @@ impl<'a> Writer<'a> {
             self.store(*part, *number, ChunkKind::Rows, &rows).await
         });
         let store = futures::future::try_join_all(store);
-        let follow = async {
-            match next {
-                Some(Piece::Rows { .. }) => Copy::begin(self.client, &self.copy, self.plan).await.map(Some),
-                Some(Piece::Letters { .. }) => Ok(None),
-                None => self.check_constraints().await.map(|()| None),
-            }
-        };
+        let check = async { if last { self.check_constraints().await } else { Ok(()) } };
         // Polled in this order: of several errors the first is the cause.
-        let (copied, _, open) = futures::try_join!(copy.finish(), store, follow)?;
+        let (copied, _, ()) = futures::try_join!(copy.finish(), store, check)?;
         if copied != rows as u64 {
             return Err(Error::Halt {
                 what: format!("Postgres copied {copied} rows of {rows} into {}", self.plan.table),
@@ -188,7 +175,7 @@ impl<'a> Writer<'a> {
             });
         }
         crate::step!("S4");
-        Ok(open)
+        Ok(())
     }
 
     /// BEGIN, once.

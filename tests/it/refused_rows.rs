@@ -211,3 +211,19 @@ fn a_refusal_in_a_batch_that_makes_too_many_rows() {
     let [rude] = explained(&stack, &letters).try_into().expect("one letter");
     assert_eq!((rude.0, rude.1.as_str()), (1, "postgres"));
 }
+
+/// Rows are copied by slices of 65,536, each a COPY of its own.
+#[test]
+fn a_row_refused_in_the_first_of_several_slices_and_in_the_last() {
+    let stack = Stack::new("slices_refused");
+    stack.execute("ALTER TABLE subscribers_feedback ADD CHECK (adv_campaign_content <> 'rude')");
+    stack.subscribe((0..70_000).map(|n| (client(n), restaurant(1))));
+    stack.subscribe([(client(0), restaurant(2))]);
+    let rude = |n| Campaign { content: "rude".into(), ..Campaign::new(n, restaurant(2)) };
+    let (rows, letters) = run_over(&stack, &[rude(0), ring(1, "good"), rude(2)]);
+    assert_eq!(rows.len(), 70_000);
+    let refused = explained(&stack, &letters);
+    assert_eq!(refused.iter().map(|(offset, ..)| *offset).collect::<Vec<_>>(), [0, 2]);
+    let is_the_cause = |at: &str, why: &str| at == "postgres" && why.contains("check constraint");
+    assert!(refused.iter().all(|(_, at, why)| is_the_cause(at, why)), "{refused:?}");
+}
