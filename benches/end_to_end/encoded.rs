@@ -15,10 +15,10 @@ use dinnerbell::encode::{chunk, json::JsonRows};
 use dinnerbell::job::setup::{self, Mission, Topics};
 use dinnerbell::ledger::store::{self, Ledger};
 use dinnerbell::messages::MessagesBuilder;
-use dinnerbell::sink::postgres::SLICE_ROWS;
+use dinnerbell::sink::postgres::{SLICE_ROWS, WAITING_CHUNKS};
 use futures::TryStreamExt;
 
-use crate::null_job::{Commit, Slice, Span, Spec};
+use crate::null_job::{Commit, Span, Spec, Stretch};
 use crate::support::{Message, Stack};
 
 /// Encoded output: its file and what stands where in it.
@@ -79,45 +79,62 @@ async fn encode(config: &Arc<Config>, messages: &[Message], at_once: usize, data
         assert!(decoded.rejects.is_empty(), "campaigns are as they should be");
         let rows = engine.transform.run(decoded.batch, Utc::now(), &lookups).await.expect("the SQL runs");
         let mut rows = std::pin::pin!(rows);
-        let mut slicer = Slicer::new(&engine.copy.schema, &engine.copy.types);
+        let mut cutter = Cutter::new(&engine.copy.schema, &engine.copy.types);
         while let Some(batch) = rows.try_next().await.expect("the SQL runs") {
             let width = batch.num_columns() - usize::from(engine.transform.carries_rows());
             let batch = batch.project(&(0..width).collect::<Vec<_>>()).expect("columns");
-            slicer.add(engine.conform.apply(&batch).expect("a batch").expect("rows that fit the table"), &mut out);
+            cutter.add(engine.conform.apply(&batch).expect("a batch").expect("rows that fit the table"), &mut out);
         }
-        slicer.end_slice(&mut out);
-        let rows = slicer.slices.iter().map(|slice| slice.rows).sum();
-        commits.push(Commit { to: to.clone(), rows, slices: slicer.slices });
+        cutter.end_stretch(&mut out);
+        let rows = cutter.stretches.iter().map(|stretch| stretch.rows).sum();
+        commits.push(Commit { to: to.clone(), rows, stretches: cutter.stretches });
     }
     out.file.flush().expect("writing the encoded rows");
     (engine.copy.statement, commits)
 }
 
 /// Cuts and encodes one commit's rows as the job does.
-struct Slicer {
+struct Cutter {
     copy: CopyEncoder,
     json: JsonRows,
+    /// The rows of the COPY under way, and those of them that are in no chunk yet.
     batches: Vec<RecordBatch>,
-    rows: usize,
-    slices: Vec<Slice>,
+    slice: Vec<RecordBatch>,
+    slice_rows: usize,
+    stored: Vec<Span>,
+    stretches: Vec<Stretch>,
 }
 
-impl Slicer {
-    fn new(schema: &arrow::datatypes::SchemaRef, types: &[tokio_postgres::types::Type]) -> Slicer {
+impl Cutter {
+    fn new(schema: &arrow::datatypes::SchemaRef, types: &[tokio_postgres::types::Type]) -> Cutter {
         let copy = CopyEncoder::new(schema, types).expect("a conformed schema");
         let json = JsonRows::new(schema).expect("a conformed schema");
-        Slicer { copy, json, batches: Vec::new(), rows: 0, slices: Vec::new() }
+        let (batches, slice, stored, stretches) = Default::default();
+        Cutter { copy, json, batches, slice, slice_rows: 0, stored, stretches }
     }
 
     fn add(&mut self, batch: RecordBatch, out: &mut Out) {
-        self.rows += batch.num_rows();
-        self.batches.push(batch);
-        if self.rows >= SLICE_ROWS {
+        self.slice_rows += batch.num_rows();
+        self.batches.push(batch.clone());
+        self.slice.push(batch);
+        if self.slice_rows >= SLICE_ROWS {
             self.end_slice(out);
+        }
+        if self.stored.iter().map(|(from, to)| to - from).sum::<usize>() >= WAITING_CHUNKS {
+            self.end_stretch(out);
         }
     }
 
     fn end_slice(&mut self, out: &mut Out) {
+        self.slice_rows = 0;
+        let slice = std::mem::take(&mut self.slice);
+        if !slice.is_empty() {
+            self.stored.push(out.write(&chunk::pack_all(&slice).expect("conformed rows")));
+        }
+    }
+
+    fn end_stretch(&mut self, out: &mut Out) {
+        self.end_slice(out);
         let batches = std::mem::take(&mut self.batches);
         if batches.is_empty() {
             return;
@@ -135,16 +152,15 @@ impl Slicer {
         for batch in &batches {
             for row in self.json.encode(batch).expect("conformed rows").rows() {
                 json.extend_from_slice(row);
-                ends.extend((json.len() as u32).to_le_bytes());
+                ends.extend(u32::try_from(json.len()).expect("less than 4 GiB of JSON").to_le_bytes());
             }
         }
-        let stored = chunk::pack_all(&batches).expect("conformed rows");
-        self.slices.push(Slice {
-            rows: std::mem::take(&mut self.rows) as i64,
+        self.stretches.push(Stretch {
+            rows: batches.iter().map(|batch| batch.num_rows() as i64).sum(),
             copy: spans,
             json: out.write(&json),
             ends: out.write(&ends),
-            stored: out.write(&stored),
+            stored: std::mem::take(&mut self.stored),
         });
     }
 }

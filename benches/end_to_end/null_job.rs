@@ -19,6 +19,7 @@ use dinnerbell::kafka::GroupMetadata;
 use dinnerbell::ledger::store::{Ledger, Step};
 use dinnerbell::sink::kafka::{OffsetCommit, Producer, Record};
 use futures::SinkExt;
+use futures::future::try_join_all;
 use rdkafka::bindings as ffi;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::Message;
@@ -59,17 +60,18 @@ pub struct Commit {
     /// The offset after its last message, by partition.
     pub to: Vec<i64>,
     pub rows: i64,
-    pub slices: Vec<Slice>,
+    pub stretches: Vec<Stretch>,
 }
 
-/// One COPY with its header and trailer, the same rows as JSON end to end with the end of each (u32), and as a stored chunk.
+/// The rows of one COPY with its header and trailer, and the same as JSON end to end with the end of each (u32), and as stored
+/// chunks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Slice {
+pub struct Stretch {
     pub rows: i64,
     pub copy: Vec<Span>,
     pub json: Span,
     pub ends: Span,
-    pub stored: Span,
+    pub stored: Vec<Span>,
 }
 
 pub fn run(spec: &Path) {
@@ -114,7 +116,7 @@ async fn job(spec: Spec) {
         turn += 1;
         let (sending, topic) = (producer.clone(), spec.output_topic.clone());
         let records: Vec<(Bytes, Bytes)> =
-            commit.slices.iter().map(|slice| (cut(&data, slice.json), cut(&data, slice.ends))).collect();
+            commit.stretches.iter().map(|rows| (cut(&data, rows.json), cut(&data, rows.ends))).collect();
         let produced = tokio::task::spawn_blocking(move || produce(&sending, &topic, &records));
         sink.write(commit, &data, id, &done, confirmed).await;
         produced.await.expect("Kafka takes the rows");
@@ -177,16 +179,19 @@ impl Sink {
         };
         let copy_in = || client.copy_in::<_, Bytes>(&self.copy);
         let ((), (), first) = tokio::try_join!(begin, forget, copy_in()).expect("a transaction and its COPY");
-        let mut copying = Some(first);
-        for (number, slice) in commit.slices.iter().enumerate() {
-            let mut sink = std::pin::pin!(copying.take().expect("a COPY for each slice"));
-            for &span in &slice.copy {
+        let (mut copying, mut numbers) = (Some(first), 0i32..);
+        for (k, rows) in commit.stretches.iter().enumerate() {
+            let mut sink = std::pin::pin!(copying.take().expect("a COPY for each stretch"));
+            for &span in &rows.copy {
                 sink.feed(cut(data, span)).await.expect("COPY takes rows");
             }
-            let is_last = number + 1 == commit.slices.len();
-            let (of, number, body) = (partition as i32, number as i32, &data[slice.stored.0..slice.stored.1]);
-            let parameters: [&(dyn ToSql + Sync); 4] = [&id, &of, &number, &body];
-            let stored = client.execute(&self.chunk, &parameters);
+            let is_last = k + 1 == commit.stretches.len();
+            let bodies = rows.stored.iter().map(|&(from, to)| &data[from..to]);
+            let chunks: Vec<(&[u8], i32)> = bodies.zip(numbers.by_ref()).collect();
+            let stored = try_join_all(chunks.iter().map(async |(body, number)| {
+                let parameters: [&(dyn ToSql + Sync); 4] = [&id, &(partition as i32), number, body];
+                client.execute(&self.chunk, &parameters).await
+            }));
             let next = async {
                 match is_last {
                     true => self.part(commit, id, partition, from).await.map(|_| None),
@@ -194,7 +199,7 @@ impl Sink {
                 }
             };
             let (copied, _, next) = tokio::try_join!(sink.as_mut().finish(), stored, next).expect("COPY ends");
-            assert_eq!(copied, slice.rows as u64);
+            assert_eq!(copied, rows.rows as u64);
             copying = next;
         }
     }

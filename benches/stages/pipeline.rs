@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use chrono::Utc;
 use dinnerbell::decode::{CampaignSchema, Decoder, Limits};
 use dinnerbell::encode::conform::Conform;
-use dinnerbell::encode::copy::{self, CopyEncoder};
+use dinnerbell::encode::copy::CopyEncoder;
 use dinnerbell::encode::{
     chunk,
     json::{JsonRows, Texts},
@@ -241,8 +241,6 @@ impl NullSinks {
     }
 
     fn end_slice(&mut self) {
-        copy::trailer(&mut self.buffer);
-        self.bytes += std::mem::take(&mut self.buffer).len();
         self.rows = 0;
         let slice = std::mem::take(&mut self.slice);
         if !slice.is_empty() {

@@ -50,8 +50,11 @@ impl Transaction {
         // Sent together: nobody waits for one before the next. Confirmed parts go no earlier than here: whoever stands still
         // in a COPY must not hold locks on what the next owner deletes as well.
         let stored = parts.iter().map(|(part, facts)| ledger.insert_part(postgres, part, facts));
-        let stored = futures::future::try_join_all(stored);
-        futures::try_join!(ledger.delete_parts(postgres, &tenure.confirmed), stored)?;
+        let stored = futures::future::join_all(stored);
+        // All answers are waited for: the first error is the cause, and those after it say no more than that all is lost.
+        let (deleted, stored) = futures::join!(ledger.delete_parts(postgres, &tenure.confirmed), stored);
+        deleted?;
+        stored.into_iter().collect::<Result<()>>()?;
         steps.sort_by_key(|step| step.partition);
         Ok((steps, parts.into_iter().map(|(part, _)| part).collect()))
     }

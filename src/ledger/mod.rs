@@ -22,7 +22,7 @@
 //! | S1 | decoded and transformed up to the first piece of output | the same |
 //! | S2 | both transactions are open | both are aborted: Postgres by the lost connection, Kafka by the next claim's `init_transactions` |
 //! | S3 | first row produced and copied | the same |
-//! | S4 | between two slices, the slice's chunk stored | the same |
+//! | S4 | a COPY has ended, the chunks of its rows are stored | the same |
 //! | S5 | all records acknowledged, all rows copied, constraints checked, parts stored; before `advance` | the same |
 //! | S6 | `advance` and COMMIT sent, no reply | either nothing happened (as S5) or everything (as S7); the next claim reads which, behind the row locks |
 //! | S7 | Postgres has committed | rows visible in Postgres, Kafka's transaction aborted by fencing; the stored part is sent again, byte for byte |

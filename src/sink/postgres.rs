@@ -1,4 +1,4 @@
-//! The Postgres sink: rows by COPY BINARY, and after each slice of rows their stored chunk, on one connection and in the
+//! The Postgres sink: rows by COPY BINARY, and behind each COPY the stored chunks of its rows, on one connection and in the
 //! transaction that the caller has opened.
 
 use std::pin::Pin;
@@ -21,9 +21,14 @@ use crate::error::{Error, Result};
 use crate::ledger::store::{ChunkKind, Ledger};
 use crate::postgres::Connection;
 
-/// Rows in one COPY and at most in one stored chunk: large enough that the statements around it cost nothing, small
-/// enough (some 10 MB of views and bytes) that a campaign with ten million subscribers needs no more memory than this.
+/// Rows in one stored chunk, at most a batch more: so few (some 10 MB of views and bytes) are held until they are packed, however
+/// many subscribers a campaign has.
 pub const SLICE_ROWS: usize = 65_536;
+
+/// Bytes of stored chunks that wait for the end of their COPY, at most a slice's more, and twice as many while they are sent. From the
+/// end of a COPY until the next one's first rows Postgres waits for us, so that a COPY is long: about half a million rows of ordinary
+/// campaigns. (Also, all of them are sent where Postgres refuses one: its error is seen at the end.)
+pub const WAITING_CHUNKS: usize = 8 << 20;
 
 /// How the sink table is written: fixed for the life of a job.
 #[derive(Debug, Clone)]
@@ -53,10 +58,21 @@ pub struct Writer<'a> {
     commit: Uuid,
     partitions: &'a [i32],
     written: Vec<Written>,
+    /// Rows that were sent and are not yet packed, each batch with its part.
     slice: Vec<(usize, RecordBatch)>,
     slice_rows: usize,
+    /// Chunks of the COPY under way.
+    chunks: Vec<Chunk>,
     begun: bool,
     started: bool,
+}
+
+/// A stored chunk, packed.
+struct Chunk {
+    part: usize,
+    number: i32,
+    kind: ChunkKind,
+    body: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
@@ -84,6 +100,7 @@ impl<'a> Writer<'a> {
             written,
             slice: Vec::new(),
             slice_rows: 0,
+            chunks: Vec::new(),
             begun: false,
             started: false,
         })
@@ -101,18 +118,17 @@ impl<'a> Writer<'a> {
             next = match piece {
                 Piece::Letters { part, letters } => {
                     self.begin().await?;
-                    let batch = dead_letter::to_record_batch(&letters)?;
                     self.written[part].letters += letters.len() as i64;
-                    let number = self.number(part);
-                    self.store(part, number, ChunkKind::Letters, &[batch]).await?;
+                    let letters =
+                        self.next_chunk(part, ChunkKind::Letters, &[dead_letter::to_record_batch(&letters)?])?;
+                    self.store(&letters).await?;
                     inbox.recv().await
                 }
                 Piece::Rows { part, batch, .. } => {
                     let (copy, next) = self.copy(part, batch, &mut inbox).await?;
-                    // The end of everything is known here unless the slice was full.
-                    checked = next.is_none() && self.slice_rows < SLICE_ROWS;
-                    self.end_slice(copy, checked).await?;
-                    if checked || next.is_some() { next } else { inbox.recv().await }
+                    checked = next.is_none();
+                    self.end(copy, checked).await?;
+                    next
                 }
             };
         }
@@ -123,18 +139,18 @@ impl<'a> Writer<'a> {
         Ok((self.written, began.elapsed().as_secs_f64()))
     }
 
-    /// One COPY: this batch and those after it, until the slice is full or something else comes, which is returned.
+    /// One COPY: this batch and those after it, until enough chunks wait for its end or something else than rows comes; with
+    /// what came last.
     async fn copy(
         &mut self,
-        part: usize,
-        batch: RecordBatch,
+        mut part: usize,
+        mut batch: RecordBatch,
         inbox: &mut mpsc::Receiver<Piece>,
     ) -> Result<(Copy, Option<Piece>)> {
         // COPY follows BEGIN without waiting; its rows wait for both answers.
         let (client, statement, plan) = (self.client, self.copy.clone(), self.plan);
         let ((), mut copy) = futures::try_join!(self.begin(), Copy::begin(client, &statement, plan))?;
-        let mut next = Some(Piece::Rows { part, batch, messages: None });
-        while let Some(Piece::Rows { part, batch, .. }) = next {
+        loop {
             copy.rows(&batch).await?;
             self.slice_rows += batch.num_rows();
             self.slice.push((part, batch));
@@ -142,32 +158,40 @@ impl<'a> Writer<'a> {
                 self.started = true;
                 crate::step!("S3");
             }
-            next = if self.slice_rows < SLICE_ROWS { inbox.recv().await } else { None };
+            if self.slice_rows >= SLICE_ROWS {
+                // Postgres still has rows to take, in the connection's buffers.
+                self.pack()?;
+            }
+            let waiting: usize = self.chunks.iter().map(|chunk| chunk.body.len()).sum();
+            match inbox.recv().await {
+                Some(Piece::Rows { part: of, batch: more, .. }) if waiting < WAITING_CHUNKS => {
+                    (part, batch) = (of, more)
+                }
+                next => return Ok((copy, next)),
+            }
         }
-        Ok((copy, next))
     }
 
     /// Ends a COPY and stores its rows, and checks constraints where it is the last: sent one after the other, without
-    /// waiting for answers in between. Chunks are packed while Postgres takes what is left of the rows.
-    async fn end_slice(&mut self, copy: Copy, last: bool) -> Result<()> {
-        let (slice, rows) = (std::mem::take(&mut self.slice), std::mem::take(&mut self.slice_rows));
-        let mut chunks = Vec::new();
-        for run in slice.chunk_by(|a, b| a.0 == b.0) {
-            let part = run[0].0;
-            self.written[part].rows += run.iter().map(|(_, batch)| batch.num_rows() as i64).sum::<i64>();
-            chunks.push((part, self.number(part), run));
-        }
-        let store = chunks.iter().map(async |(part, number, run)| {
-            let rows: Vec<RecordBatch> = run.iter().map(|(_, batch)| batch.clone()).collect();
-            self.store(*part, *number, ChunkKind::Rows, &rows).await
-        });
-        let store = futures::future::try_join_all(store);
-        let check = async { if last { self.check_constraints().await } else { Ok(()) } };
-        // Polled in this order: of several errors the first is the cause.
-        let (copied, _, ()) = futures::try_join!(copy.finish(), store, check)?;
-        if copied != rows as u64 {
+    /// waiting for answers in between. The last chunks are packed while Postgres takes what is left of the rows.
+    async fn end(&mut self, copy: Copy, last: bool) -> Result<()> {
+        let (sent, table) = (copy.sent, &self.plan.table);
+        let store = async {
+            self.pack()?;
+            let chunks = std::mem::take(&mut self.chunks);
+            let inserts = futures::future::join_all(chunks.iter().map(|chunk| self.store(chunk)));
+            let check = async { if last { self.check_constraints().await } else { Ok(()) } };
+            let (inserted, checked) = futures::join!(inserts, check);
+            inserted.into_iter().collect::<Result<()>>().and(checked)
+        };
+        // Polled in this order, so that the last rows are on their way before the packing begins. All answers are waited for: of
+        // several errors the first is the cause, and those after it say no more than that the transaction is lost.
+        let (copied, stored) = futures::join!(copy.finish(), store);
+        let copied = copied?;
+        stored?;
+        if copied != sent {
             return Err(Error::Halt {
-                what: format!("Postgres copied {copied} rows of {rows} into {}", self.plan.table),
+                what: format!("Postgres copied {copied} rows of {sent} into {table}"),
                 remedy:
                     "a trigger or rule of the table swallows rows: the two sinks would differ. Remove it, or write to \
                          another table"
@@ -175,6 +199,19 @@ impl<'a> Writer<'a> {
             });
         }
         crate::step!("S4");
+        Ok(())
+    }
+
+    /// Makes chunks of the slice: one for each run of rows of one part.
+    fn pack(&mut self) -> Result<()> {
+        self.slice_rows = 0;
+        for run in std::mem::take(&mut self.slice).chunk_by(|a, b| a.0 == b.0) {
+            let part = run[0].0;
+            let rows: Vec<RecordBatch> = run.iter().map(|(_, batch)| batch.clone()).collect();
+            self.written[part].rows += rows.iter().map(|batch| batch.num_rows() as i64).sum::<i64>();
+            let chunk = self.next_chunk(part, ChunkKind::Rows, &rows)?;
+            self.chunks.push(chunk);
+        }
         Ok(())
     }
 
@@ -194,16 +231,16 @@ impl<'a> Writer<'a> {
             .map_err(Error::postgres(format!("checking the constraints of {}", self.plan.table)))
     }
 
-    /// The number of the part's next chunk.
-    fn number(&mut self, part: usize) -> i32 {
+    /// Packs the part's next chunk.
+    fn next_chunk(&mut self, part: usize, kind: ChunkKind, batches: &[RecordBatch]) -> Result<Chunk> {
         let number = self.written[part].chunks;
         self.written[part].chunks += 1;
-        number
+        Ok(Chunk { part, number, kind, body: chunk::pack_all(batches)? })
     }
 
-    async fn store(&self, part: usize, number: i32, kind: ChunkKind, batches: &[RecordBatch]) -> Result<()> {
-        let body = chunk::pack_all(batches)?;
-        self.ledger.insert_chunk(self.client, self.commit, self.partitions[part], number, kind, &body).await
+    async fn store(&self, chunk: &Chunk) -> Result<()> {
+        let Chunk { part, number, kind, body } = chunk;
+        self.ledger.insert_chunk(self.client, self.commit, self.partitions[*part], *number, *kind, body).await
     }
 }
 
@@ -213,6 +250,8 @@ pub struct Copy {
     encoder: CopyEncoder,
     buffer: BytesMut,
     table: String,
+    /// Rows.
+    sent: u64,
 }
 
 impl Copy {
@@ -224,13 +263,14 @@ impl Copy {
         let encoder = CopyEncoder::new(&plan.schema, &plan.types)?;
         let mut buffer = BytesMut::new();
         copy::header(&mut buffer);
-        Ok(Copy { sink: Box::pin(sink), encoder, buffer, table: plan.table.clone() })
+        Ok(Copy { sink: Box::pin(sink), encoder, buffer, table: plan.table.clone(), sent: 0 })
     }
 
     pub async fn rows(&mut self, batch: &RecordBatch) -> Result<()> {
         for chunk in self.encoder.chunks(batch, &mut self.buffer)? {
             self.sink.send(chunk?).await.map_err(Error::postgres(format!("copying rows into {}", self.table)))?;
         }
+        self.sent += batch.num_rows() as u64;
         Ok(())
     }
 

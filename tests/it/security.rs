@@ -127,6 +127,30 @@ fn the_documented_grants_are_enough() {
     repairs_with_the_documented_rights(&stack, &role);
 }
 
+/// A COPY that cannot even begin ends the job, which says why; another one goes on when it may.
+#[test]
+fn a_right_taken_away_from_a_running_job() {
+    let mut stack = Stack::new("revoked");
+    Job::run(&stack, &["init"]);
+    let role = become_ringer(&mut stack);
+    LOAD.subscribe(&stack);
+    LOAD.produce(&stack, 0..10);
+    let mut job = Job::spawn(&stack, &["run"]);
+    LOAD.arrives(&stack, 10);
+    let insert = "INSERT ON subscribers_feedback";
+    stack.execute(&format!("REVOKE {insert} FROM {role}"));
+    LOAD.produce(&stack, 10..20);
+    assert_eq!(job.wait(PATIENCE).code(), Some(1), "{}", job.stderr());
+    let told = job.stderr();
+    assert!(told.contains("SQLSTATE 42501"), "{told}");
+
+    stack.execute(&format!("GRANT {insert} TO {role}"));
+    let job = Job::spawn(&stack, &["run"]);
+    LOAD.arrives(&stack, 20);
+    stop(job);
+    LOAD.verify(&stack, 20);
+}
+
 /// A row of the ledger is gone: the job's role may look, and with what `docs/repair.md` names it may repair.
 fn repairs_with_the_documented_rights(stack: &Stack, role: &str) {
     stack.execute("DELETE FROM dinnerbell.progress WHERE partition = 0");

@@ -4,7 +4,10 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use crate::support::{Campaign, Job, Load, Match, Message, Network, Stack, api, restaurant, wait_until};
+use crate::support::{
+    Campaign, Job, Load, Match, Message, Network, Stack, TWO_COPIES, Witness, api, long_id, restaurant, stop, taken,
+    wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const LOAD: Load = Load { restaurants: 5, subscribers: 20 };
@@ -33,6 +36,21 @@ fn s03_first_row() {
 #[test]
 fn s04_chunk_stored() {
     in_a_commit("S4", [Match::postgres(".chunks (commit_id")]);
+}
+
+/// Most of a commit's rows are copied and their chunk is stored.
+#[test]
+fn s04_between_two_copies() {
+    let mut stack = Stack::new("step_s4_two");
+    stack.set("job", "instance", "steps");
+    stack.subscribe((0..TWO_COPIES).map(|n| (long_id(n), restaurant(0))));
+    stack.produce([Message::of(Campaign::new(0, restaurant(0)).json())]);
+    dies_at(&stack, "S4", 0);
+    assert_eq!((Witness::DOCUMENTED.rows(&stack).len(), stored(&stack)), (0, 0));
+    let mut job = Job::spawn(&stack, &["run"]);
+    taken(&mut job, 1);
+    stop(job);
+    assert_eq!((Witness::DOCUMENTED.rows(&stack).len(), stored(&stack)), (TWO_COPIES, 0));
 }
 
 #[test]

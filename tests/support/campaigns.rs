@@ -1,5 +1,7 @@
 //! Campaigns and subscriptions to test with. Written down here and not taken from the job: an independent witness.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 /// One input message's fields, in the documented order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Campaign {
@@ -26,6 +28,19 @@ pub fn restaurant(n: usize) -> String {
 /// The id of the n-th client.
 pub fn client(n: usize) -> String {
     format!("{n:08x}-0000-4000-8000-426614174000")
+}
+
+/// So many rows of clients with a [`long_id`] take two COPYs: the first ends at the first chunk, which has more than 8 MiB.
+pub const TWO_COPIES: usize = 66_000;
+
+/// An id of 320 hexadecimal digits, which nothing compresses below 160 bytes.
+pub fn long_id(n: usize) -> String {
+    let digits = |k: usize| {
+        let mut hasher = DefaultHasher::new();
+        (n, k).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    };
+    (0..20).map(digits).collect()
 }
 
 impl Campaign {

@@ -32,7 +32,7 @@ mod terminal;
 mod witness;
 
 pub use acls::{Acl, Acls};
-pub use campaigns::{Campaign, client, restaurant, sample};
+pub use campaigns::{Campaign, TWO_COPIES, client, long_id, restaurant, sample};
 pub use certs::{Certs, Signed};
 pub use dinnerbell::demo::postgres::{Options as PostgresOptions, Shutdown};
 #[cfg(target_os = "linux")]
