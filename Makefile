@@ -14,7 +14,7 @@ help:
 	@echo "make test    runs every test, on a real Kafka and a real Postgres (ARGS='name' runs those of that name)"
 	@echo "make chaos   kills replicas and breaks servers for MINUTES=2, then checks every promise (SEED=, ARGS='--help')"
 	@echo "make mutants takes the guards of delivery away, one by one, and shows that tests notice (ARGS='name' for one)"
-	@echo "make check   formatting and lints"
+	@echo "make check   formatting, lints, and that the mutants still find their guards"
 	@echo "make bench   every bench against its bar, into $(BENCH_REPORT) (ARGS='--workload fan-out --runs 3' chooses, and leaves the stages out)"
 	@echo "make profile a flame graph of the job under load, into $(FLAMES)"
 	@echo "make instructions  instructions a row from decode to encode, and a message decoded, without servers (callgrind)"
@@ -38,6 +38,7 @@ check:
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features failpoints -- -D warnings
 	cargo clippy --test chaos --features failpoints -- -D warnings
+	scripts/mutants.sh --check
 
 # Without a sanitizer the targets build on a plain nightly in minutes; what they look for are panics, wrong values and
 # memory without bound; views and texts that are made unchecked are checked by assertions. Not optimised (-D), for those

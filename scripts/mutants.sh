@@ -2,6 +2,7 @@
 # Takes the guards of the delivery protocol away, one by one, and shows that the tests notice.
 #
 #   scripts/mutants.sh [name...]      all of tests/mutations/*.patch, or those of these names
+#   scripts/mutants.sh --check        says only whether each patch still finds its guard
 #
 # Each patch says which tests have to go red without its guard ("Red: ..."). A mutant that does not build, a test that is
 # red already without the mutation, and one that stays green with it are failures of this script. Works on a copy of HEAD,
@@ -11,6 +12,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dinnerbell
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target} CARGO_TERM_COLOR=never
+
+# Each on its own: together they would have to fit each other.
+applies() { git apply -C1 --recount "$@"; }
+if [ "${1:-}" = --check ]; then
+  for patch in tests/mutations/*.patch; do
+    applies --check "$patch" || { echo "$patch does not apply: the guard has moved" >&2; exit 1; }
+  done
+  exit
+fi
 
 patches=()
 for name in "${@:-*}"; do
@@ -40,7 +50,7 @@ done
 
 for patch in "${patches[@]}"; do
   echo "== $(basename "$patch" .patch): $(sed -n 's/^Mutation: //p' "$patch")"
-  if ! git apply -C1 --recount "$patch"; then fail "the patch does not apply: the guard has moved"; continue; fi
+  if ! applies "$patch"; then fail "the patch does not apply: the guard has moved"; continue; fi
   if cargo test --features failpoints --lib --test it --no-run >"$log" 2>&1 </dev/null; then
     mapfile -t tests < <(reds "$patch")
     run "${tests[@]}" || true
