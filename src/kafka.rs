@@ -108,8 +108,8 @@ pub fn group_members<C: ClientContext>(client: &Client<C>, group: &str) -> Resul
     Ok(ours.flat_map(|group| group.members().iter().map(name)).collect())
 }
 
-/// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind them must
-/// not wait a turn for each. `heard` is what the client's context counts them in.
+/// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind it must not wait
+/// for the next turn, since a queue that is not empty wakes nobody. `heard` is what the client's context counts them in.
 pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) {
     for _ in 0..EVENTS_AT_ONCE {
         let before = heard.load(Ordering::Relaxed);
