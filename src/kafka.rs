@@ -109,21 +109,20 @@ pub fn group_members<C: ClientContext>(client: &Client<C>, group: &str) -> Resul
 }
 
 /// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind it must not wait
-/// for the next turn, since a queue that is not empty wakes nobody. `heard` is what the client's context counts them in.
-pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) {
-    for _ in 0..EVENTS_AT_ONCE {
+/// for the next turn, since a queue that is not empty wakes nobody. `heard` is what the client's context counts them in: all
+/// of them, statistics as well, which a user may ask for. False where more may be left than are served at once.
+pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) -> bool {
+    (0..EVENTS_AT_ONCE).any(|_| {
         let before = heard.load(Ordering::Relaxed);
         poll();
-        if heard.load(Ordering::Relaxed) == before {
-            return;
-        }
-    }
+        heard.load(Ordering::Relaxed) == before
+    })
 }
 
 /// Remembers why connections fail.
 #[derive(Default)]
 pub struct Asker {
-    /// Lines of the log and errors so far, see [`serve`].
+    /// Lines of the log, errors and statistics so far, see [`serve`].
     pub heard: AtomicU64,
     cause: std::sync::Mutex<Option<(KafkaError, String)>>,
 }
@@ -132,6 +131,10 @@ impl ClientContext for Asker {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
         log_librdkafka(level, facility, message);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -386,6 +389,23 @@ pub fn log_librdkafka(level: rdkafka::config::RDKafkaLogLevel, facility: &str, m
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_that_has_come_is_served_or_it_is_told_that_more_is_left() {
+        let asker = Asker::default();
+        for (waiting, served, polls) in [(0, true, 1), (3, true, 4), (EVENTS_AT_ONCE, false, EVENTS_AT_ONCE)] {
+            let (mut left, mut polled) = (waiting, 0);
+            let done = serve(&asker.heard, || {
+                polled += 1;
+                if left > 0 {
+                    // Statistics are events like all others.
+                    asker.stats_raw(b"{}");
+                    left -= 1;
+                }
+            });
+            assert_eq!((done, polled), (served, polls), "{waiting} events");
+        }
+    }
 
     #[test]
     fn headers_whose_names_are_not_utf8_are_read() {

@@ -42,10 +42,11 @@ impl Encoded {
         Encoded { data, commits, copy }
     }
 
-    /// Registers the stack's group in the ledger and writes all that a null job needs; the file to start it with.
-    pub fn spec(&self, stack: &Stack) -> PathBuf {
+    /// Registers the stack's group in the ledger and writes all that a null job needs; the file to start it with. `is_backlog`:
+    /// the messages are in the topic already.
+    pub fn spec(&self, stack: &Stack, is_backlog: bool) -> PathBuf {
         let config = Arc::new(Config::load(Some(&stack.config())).expect("the stack's settings"));
-        let spec = runtime().block_on(spec(&config, &stack.url, self));
+        let spec = runtime().block_on(spec(&config, &stack.url, self, is_backlog));
         let file = stack.directory.join("null-job.json");
         std::fs::write(&file, serde_json::to_vec(&spec).expect("plain data")).expect("the directory is ours");
         file
@@ -183,7 +184,7 @@ impl Out {
     }
 }
 
-async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
+async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded, is_backlog: bool) -> Spec {
     let postgres = store::connect(&config.postgres).await.expect("Postgres");
     let topics = setup::inspect_topics(config, setup::brokers(config).await.expect("Kafka")).await.expect("topics");
     let Topics { cluster_id, topic_id, .. } = &topics;
@@ -230,6 +231,7 @@ async fn spec(config: &Arc<Config>, url: &str, encoded: &Encoded) -> Spec {
         producer,
         transactional_ids,
         epoch: claimed[0].progress.epoch,
+        is_backlog,
         data: encoded.data.clone(),
         commits: encoded.commits.clone(),
     }

@@ -14,6 +14,7 @@ use tokio_postgres::NoTls;
 
 use crate::Options;
 use crate::encoded::{Encoded, runtime};
+use crate::null_job::STAGES;
 use crate::process::Usage;
 use crate::race::{Program, by_turns, fresh, verify};
 use crate::report::{Bar, Report, percentile};
@@ -30,6 +31,8 @@ const IDLE: Duration = Duration::from_secs(20);
 struct Latencies {
     postgres: Vec<f64>,
     kafka: Vec<f64>,
+    /// Milliseconds of a commit's stages, on average.
+    stages: [f64; STAGES.len()],
     /// Percent of a core.
     idle: f64,
     idle_rss: f64,
@@ -51,11 +54,11 @@ fn one(stack: &mut Stack, n: usize, is_job: bool, encoded: &Encoded, messages: &
     crate::support::create_topic(&stack.bootstrap, &topic, 3, &[]);
     stack.set("source", "topic", topic.as_str());
     fresh(stack, n);
-    let spec = encoded.spec(stack);
+    let spec = encoded.spec(stack, false);
     if is_job {
         stack.execute("TRUNCATE dinnerbell.progress");
     }
-    let program = if is_job { Program::job(stack) } else { Program::null(&spec) };
+    let mut program = if is_job { Program::job(stack) } else { Program::null(&spec) };
     let stop = Arc::new(AtomicBool::new(false));
     let (postgres, kafka) = (watch_postgres(stack, stop.clone()), watch_kafka(stack, stop.clone()));
     let sent = send(stack, &topic, messages);
@@ -73,12 +76,13 @@ fn one(stack: &mut Stack, n: usize, is_job: bool, encoded: &Encoded, messages: &
         sent.iter().map(|(id, at)| (seen[id] - *at).as_secs_f64() * 1e3).collect()
     };
     let (postgres, kafka) = (latencies(postgres.join().expect("rows")), latencies(kafka.join().expect("records")));
+    let stages = program.stages(count).map(|seconds| seconds * 1e3);
     let before = Usage::of(program.pid());
     std::thread::sleep(IDLE);
     let after = Usage::of(program.pid());
     drop(program);
     verify(stack, (count * SUBSCRIBERS) as u64);
-    Latencies { postgres, kafka, idle: after.since(&before) / IDLE.as_secs_f64() * 100.0, idle_rss: after.rss }
+    Latencies { postgres, kafka, stages, idle: after.since(&before) / IDLE.as_secs_f64() * 100.0, idle_rss: after.rss }
 }
 
 /// Produces one message every 100 ms; the id of each and when it was given its timestamp.
@@ -202,6 +206,11 @@ fn tell(report: &mut Report, jobs: &[Latencies], nulls: &[Latencies]) {
         for (program, runs) in [("job", jobs), ("null job", nulls)] {
             report.figure(&format!("trickle: slowest in {name}, {program}: {}", slowest(runs.iter().map(sink))));
         }
+    }
+    for (program, runs) in [("job", jobs), ("null job", nulls)] {
+        let middle = |stage: usize| percentile(runs.iter().map(|run| run.stages[stage]), 0.5);
+        let stages = STAGES.iter().enumerate().map(|(stage, name)| format!("{name} {:.1} ms", middle(stage)));
+        report.figure(&format!("trickle: stages of a commit, {program}: {}", stages.collect::<Vec<_>>().join(", ")));
     }
     let idle = percentile(jobs.iter().map(|run| run.idle), 0.5);
     report.bar("idle: CPU over 20 s, of a core", Bar::AtMost(1.0), idle, " %");

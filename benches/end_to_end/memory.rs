@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use crate::Options;
 use crate::encoded::runtime;
 use crate::process::{Usage, forget_peak};
-use crate::race::{Program, fresh, verify};
+use crate::race::{Program, by_turns, fresh, verify};
 use crate::report::{Bar, Report, median};
 use crate::support::{Job, Message, Stack, wait_until};
 use crate::watch::Watch;
@@ -144,30 +144,28 @@ pub fn load(options: &Options, report: &mut Report) {
     }
 }
 
-/// Seconds that loading takes, and the bare COPY, in turns.
+/// Seconds that loading takes, and the bare COPY, each by turns first and second.
 fn loads(config: &Arc<Config>, runs: usize, kind: &str) -> (f64, f64) {
     let mission = Mission::load(config).expect("the SQL");
     let query = &mission.files.lookups[0];
     let runtime = runtime();
-    let (mut loads, mut copies) = (Vec::new(), Vec::new());
-    for n in 0..=runs {
+    let (loads, copies) = by_turns(runs, |n, is_load| {
         let client = runtime.block_on(postgres::connect(&config.postgres, "bench")).expect("Postgres");
-        let began = Instant::now();
-        let rows = runtime.block_on(bare(&client, &query.sql));
-        let copied = began.elapsed().as_secs_f64();
         let keys = runtime.block_on(setup::lookup_keys(config, &mission, &client)).expect("what the SQL joins by");
         let began = Instant::now();
-        let table =
-            runtime.block_on(lookup::load(&client, query, &keys[&query.name], |_, _| {})).expect("a lookup table");
-        let loaded = began.elapsed().as_secs_f64();
-        assert_eq!(rows, table.rows, "rows of the COPY and of the table");
-        println!("  load {kind} {n}: {rows} rows, {loaded:.3} s, bare COPY {copied:.3} s");
-        if n > 0 || runs == 0 {
-            loads.push(loaded);
-            copies.push(copied);
-        }
-    }
-    (median(loads), median(copies))
+        let rows = runtime.block_on(async {
+            match is_load {
+                true => lookup::load(&client, query, &keys[&query.name], |_, _| {}).await.expect("a lookup table").rows,
+                false => bare(&client, &query.sql).await,
+            }
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        println!("  load {kind} {n}: {rows} rows in {seconds:.3} s, {}", if is_load { "loaded" } else { "bare COPY" });
+        (rows, seconds)
+    });
+    assert!(loads.iter().all(|(rows, _)| *rows == copies[0].0), "rows of the COPYs and of the tables");
+    let middle = |runs: Vec<(u64, f64)>| median(runs.into_iter().map(|(_, seconds)| seconds));
+    (middle(loads), middle(copies))
 }
 
 /// The query's binary COPY, read and thrown away; its rows.

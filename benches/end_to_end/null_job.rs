@@ -4,8 +4,8 @@
 //! what the job could be at its best.
 //!
 //! It prints `ready` once it is a member of the group, connected to all, and has read as far ahead as the job has when it is
-//! ready: the first commit's messages, and as many more as librdkafka's queue holds. It stays when all is sent until it is
-//! killed.
+//! ready: of a backlog the first commit's messages, and as many more as librdkafka's queue holds; then, for each commit, the seconds of its
+//! [`STAGES`]. It stays when all is sent until it is killed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,6 +31,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 use uuid::Uuid;
 
+/// What a commit is timed by, as the job's metric `dinnerbell_batch_seconds` names it: rows to Postgres and rows to Kafka, side
+/// by side, and then the end of either transaction.
+pub const STAGES: [&str; 4] = ["postgres", "kafka", "postgres_commit", "kafka_commit"];
+
 /// From and to, in the file of encoded rows.
 pub type Span = (usize, usize);
 
@@ -50,6 +54,8 @@ pub struct Spec {
     pub producer: BTreeMap<String, String>,
     pub transactional_ids: [String; 2],
     pub epoch: i64,
+    /// The messages are all in the topic before it starts.
+    pub is_backlog: bool,
     pub data: PathBuf,
     pub commits: Vec<Commit>,
 }
@@ -102,9 +108,12 @@ async fn job(spec: Spec) {
     let group = Arc::new(GroupMetadata::capture(&consumer).expect("a member of the group"));
     let (to, mut reads) = watch::channel(vec![0i64; spec.partitions as usize]);
     assign(&consumer, &spec);
-    let (ready, first) = (oneshot::channel(), spec.commits[0].to.clone());
-    std::thread::spawn(move || read(&consumer, &to, &first, ready.0));
-    ready.1.await.expect("the reader runs");
+    let (ready, is_ready) = oneshot::channel();
+    let backlog = spec.is_backlog.then(|| (spec.commits[0].to.clone(), ready));
+    std::thread::spawn(move || read(&consumer, &to, backlog));
+    if spec.is_backlog {
+        is_ready.await.expect("the reader runs");
+    }
     println!("ready");
 
     let (mut done, mut confirmed, mut turn) = (vec![0i64; spec.partitions as usize], None, 0);
@@ -117,14 +126,19 @@ async fn job(spec: Spec) {
         let (sending, topic) = (producer.clone(), spec.output_topic.clone());
         let records: Vec<(Bytes, Bytes)> =
             commit.stretches.iter().map(|rows| (cut(&data, rows.json), cut(&data, rows.ends))).collect();
+        let began = Instant::now();
         let produced = tokio::task::spawn_blocking(move || produce(&sending, &topic, &records));
         sink.write(commit, &data, id, &done, confirmed).await;
-        produced.await.expect("Kafka takes the rows");
-        let steps = sink.steps(id, &done, &commit.to);
+        let written = began.elapsed();
+        let produced = produced.await.expect("Kafka takes the rows");
+        let (steps, began) = (sink.steps(id, &done, &commit.to), Instant::now());
         sink.ledger.advance_and_commit(&sink.client, &steps).await.expect("Postgres commits");
+        let (committed, began) = (began.elapsed(), Instant::now());
         let (topic, group) = (spec.topic.clone(), group.clone());
         tokio::task::spawn_blocking(move || finish(&producer, &topic, &steps, &group)).await.expect("Kafka commits");
         (confirmed, done) = (Some(id), commit.to.clone());
+        let stages = [written, produced, committed, began.elapsed()].map(|stage| stage.as_secs_f64().to_string());
+        println!("{}", stages.join(" "));
     }
     std::future::pending().await
 }
@@ -254,8 +268,10 @@ fn client(properties: &BTreeMap<String, String>) -> ClientConfig {
     config
 }
 
-fn produce(producer: &Producer, topic: &str, records: &[(Bytes, Bytes)]) {
+/// How long that takes, to the last acknowledgement.
+fn produce(producer: &Producer, topic: &str, records: &[(Bytes, Bytes)]) -> Duration {
     producer.begin().expect("a transaction");
+    let began = Instant::now();
     for (json, ends) in records {
         let ends = ends.chunks_exact(4).map(|end| u32::from_le_bytes(end.try_into().expect("4 bytes")) as usize);
         let starts = std::iter::once(0).chain(ends.clone());
@@ -264,6 +280,7 @@ fn produce(producer: &Producer, topic: &str, records: &[(Bytes, Bytes)]) {
     }
     let patience = Instant::now() + Duration::from_secs(600);
     assert!(producer.acknowledged(patience).expect("Kafka takes the rows"), "not within ten minutes");
+    began.elapsed()
 }
 
 fn finish(producer: &Producer, topic: &str, steps: &[Step], group: &GroupMetadata) {
@@ -310,17 +327,15 @@ fn assign(consumer: &BaseConsumer<Member>, spec: &Spec) {
     consumer.assign(&all).expect("an assignment");
 }
 
-/// Reads the topic for ever, in whole batches, and throws it away. Says that it is `ready` once it has read `first` and
-/// librdkafka's queue is full; at once, if the topic does not hold as much.
-fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[i64], ready: oneshot::Sender<()>) {
+/// Reads the topic for ever, in whole batches, and throws it away. Says that it is `ready` once it has read `backlog`, the first
+/// commit's, and librdkafka's queue is full.
+fn read(
+    consumer: &BaseConsumer<Member>,
+    to: &watch::Sender<Vec<i64>>,
+    mut backlog: Option<(Vec<i64>, oneshot::Sender<()>)>,
+) {
     // SAFETY: the client outlives the queue, which lives as long as the process.
     let queue = unsafe { ffi::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
-    let mut ready = Some(ready);
-    if !holds(consumer, first)
-        && let Some(ready) = ready.take()
-    {
-        ready.send(()).expect("the job waits for it");
-    }
     let mut batch = vec![std::ptr::null_mut(); 10_000];
     loop {
         // The first of a batch is waited for; the rest is what has come with it.
@@ -339,8 +354,8 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[
                 }
             }
             to.send_replace(seen.clone());
-            if seen.iter().zip(first).all(|(seen, first)| seen >= first)
-                && let Some(ready) = ready.take()
+            if backlog.as_ref().is_some_and(|(to, _)| seen.iter().zip(to).all(|(seen, to)| seen >= to))
+                && let Some((_, ready)) = backlog.take()
             {
                 wait_until_full(queue);
                 ready.send(()).expect("the job waits for it");
@@ -350,14 +365,6 @@ fn read(consumer: &BaseConsumer<Member>, to: &watch::Sender<Vec<i64>>, first: &[
             }
         }
     }
-}
-
-/// Whether the topic holds all that comes before these offsets.
-fn holds(consumer: &BaseConsumer<Member>, offsets: &[i64]) -> bool {
-    let topic = consumer.subscription().expect("a subscription").elements()[0].topic().to_owned();
-    let limit = Duration::from_secs(10);
-    let end = |partition: usize| consumer.fetch_watermarks(&topic, partition as i32, limit).expect("watermarks").1;
-    offsets.iter().enumerate().all(|(partition, &offset)| end(partition) >= offset)
 }
 
 /// Until nothing more comes into the queue, which nobody reads meanwhile.

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process as children;
 use openssl::hash::{MessageDigest, hash};
 
 use crate::encoded::Encoded;
+use crate::null_job::STAGES;
 use crate::process::Usage;
 use crate::report::{Bar, Report, median};
 use crate::support::{Job, Stack, consume_each, create_topic, wait_until};
@@ -36,7 +37,7 @@ struct Run {
 /// Job or null job, running.
 pub enum Program {
     Job(Job),
-    Null(Child),
+    Null(Child, BufReader<ChildStdout>),
 }
 
 impl Program {
@@ -54,30 +55,50 @@ impl Program {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.arg("--null-job").arg(spec).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = children::spawn(command, libc::SIGKILL).expect("this program starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("it says when it is ready");
+        let (mut line, mut said) = (String::new(), BufReader::new(child.stdout.take().expect("piped")));
+        said.read_line(&mut line).expect("it says when it is ready");
         assert_eq!(line, "ready\n", "the null job failed");
-        Program::Null(child)
+        Program::Null(child, said)
+    }
+
+    /// Mean seconds of the stages of a commit. `commits`: those of the null job; the job counts its own.
+    pub fn stages(&mut self, commits: usize) -> [f64; STAGES.len()] {
+        match self {
+            Program::Job(job) => STAGES.map(|stage| {
+                let told =
+                    |what: &str| job.metric(&format!("dinnerbell_batch_seconds_{what}"), &format!("stage=\"{stage}\""));
+                told("sum") / told("count")
+            }),
+            Program::Null(_, said) => {
+                let mut sums = [0.0; STAGES.len()];
+                for line in said.lines().take(commits) {
+                    let line = line.expect("a line for each commit");
+                    let seconds = line.split(' ').map(|stage| stage.parse::<f64>().expect("seconds"));
+                    sums.iter_mut().zip(seconds).for_each(|(sum, stage)| *sum += stage);
+                }
+                sums.map(|sum| sum / commits as f64)
+            }
+        }
     }
 
     pub fn pid(&self) -> u32 {
         match self {
             Program::Job(job) => job.id(),
-            Program::Null(child) => child.id(),
+            Program::Null(child, _) => child.id(),
         }
     }
 
     pub fn is_running(&mut self) -> bool {
         match self {
             Program::Job(job) => job.is_running(),
-            Program::Null(child) => child.try_wait().expect("it is our child").is_none(),
+            Program::Null(child, _) => child.try_wait().expect("it is our child").is_none(),
         }
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if let Program::Null(child) = self {
+        if let Program::Null(child, _) = self {
             let _ = child.kill().and_then(|()| child.wait());
         }
     }
@@ -171,7 +192,7 @@ pub fn by_turns<R>(runs: usize, mut one: impl FnMut(usize, bool) -> R) -> (Vec<R
 /// One run; `job` is none for the null job, else what perf shall write, if anything.
 fn one(stack: &mut Stack, n: usize, job: Option<Option<&PathBuf>>, encoded: &Encoded, messages: u64, rows: u64) -> Run {
     fresh(stack, n);
-    let spec = encoded.spec(stack);
+    let spec = encoded.spec(stack, true);
     if job.is_some() {
         // The ledger's rows were the null job's; the job registers its own.
         stack.execute("TRUNCATE dinnerbell.progress");
@@ -185,7 +206,7 @@ fn one(stack: &mut Stack, n: usize, job: Option<Option<&PathBuf>>, encoded: &Enc
     let after = Usage::of(program.pid());
     let commits = match &program {
         Program::Job(job) => job.metric("dinnerbell_commits_total", ""),
-        Program::Null(_) => encoded.commits.len() as f64,
+        Program::Null(..) => encoded.commits.len() as f64,
     };
     if let Some(mut perf) = perf {
         children::send(&perf, libc::SIGINT);
@@ -194,7 +215,7 @@ fn one(stack: &mut Stack, n: usize, job: Option<Option<&PathBuf>>, encoded: &Enc
     if let Program::Job(job) = &program {
         job.term();
     }
-    wait_until("the end", Duration::from_secs(30), || matches!(program, Program::Null(_)) || !program.is_running());
+    wait_until("the end", Duration::from_secs(30), || matches!(program, Program::Null(..)) || !program.is_running());
     drop(program);
     verify(stack, rows);
     if n == 0 {

@@ -118,12 +118,19 @@ fn join_of(criterion: &mut Criterion, subscriptions: usize, matches: usize) {
     group.throughput(Throughput::Elements(matches as u64));
     let one = pipeline.decode(&campaigns([restaurants / 2]));
     group.bench_function("one key", |bench| bench.iter(|| assert_eq!(pipeline.run(&one, &table), matches)));
-    // Another key each time, all over the table: where that is larger than the caches, its rows come from memory.
+    // Other keys each time, all over the table: where that is larger than the caches, its rows come from memory.
     let mut order = bars::shuffled(restaurants).into_iter().cycle();
-    let mut next = || pipeline.decode(&campaigns([order.next().expect("endless")]));
-    group.bench_function("cold keys", |bench| {
-        bench.iter_batched(&mut next, |batch| assert_eq!(pipeline.run(&batch, &table), matches), BatchSize::SmallInput)
-    });
+    for (name, keys) in [("cold keys", 1), ("1,000 cold keys", 1_000)] {
+        if keys > 1 && matches > 1 {
+            continue;
+        }
+        group.throughput(Throughput::Elements((keys * matches) as u64));
+        let mut next = || pipeline.decode(&campaigns(order.by_ref().take(keys)));
+        group.bench_function(name, |bench| {
+            let run = |batch| assert_eq!(pipeline.run(&batch, &table), keys * matches);
+            bench.iter_batched(&mut next, run, BatchSize::SmallInput)
+        });
+    }
 }
 
 fn encode(criterion: &mut Criterion) {

@@ -14,20 +14,20 @@ use std::sync::Arc;
 use super::report::{Report, plural};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::job::setup::{self, Mission};
-use crate::lookup::LookupSet;
+use crate::lookup::{LookupSet, LookupTable};
 use crate::sink::table::TableShape;
-use crate::transform::table_names;
+use crate::transform::{Transform, table_names};
 use crate::{Error, Result};
 
-/// Runs every check. `file` is what `--config` names.
+/// Runs every check. `file` is what `--config` names; `explain` shows the plan of the query as well.
 ///
 /// # Errors
 /// After all lines are out: exit code 2 where settings or SQL are wrong, 1 where something else failed.
-pub async fn run(file: Option<&Path>) -> Result<()> {
+pub async fn run(file: Option<&Path>, explain: bool) -> Result<()> {
     let mut report = Report::new("check");
     if let Some(config) = report.take("settings", Config::load(file)) {
         report.ok("settings", settings_name(file));
-        servers_and_sql(&mut report, &Arc::new(config)).await;
+        servers_and_sql(&mut report, &Arc::new(config), explain).await;
     }
     report.end("All is ready: `dinnerbell run` can start")
 }
@@ -40,7 +40,7 @@ fn settings_name(file: Option<&Path>) -> String {
     }
 }
 
-async fn servers_and_sql(report: &mut Report, config: &Arc<Config>) {
+async fn servers_and_sql(report: &mut Report, config: &Arc<Config>, explain: bool) {
     let mission = sql_files(report, config);
     let cluster = kafka::check(report, config).await;
     let postgres = postgres::connect(report, config).await;
@@ -53,7 +53,11 @@ async fn servers_and_sql(report: &mut Report, config: &Arc<Config>) {
             Some(postgres) => postgres::lookups(report, config, mission, postgres).await,
             None => None,
         };
-        query(report, config, mission, lookups, shape.as_ref()).await;
+        // A query that reads no lookup table needs no server.
+        match lookups.or_else(|| mission.files.lookups.is_empty().then(|| LookupSet::new([]))) {
+            Some(lookups) => query(report, config, mission, &lookups, shape.as_ref(), explain).await,
+            None => report.skip("query", "triggers.sql needs the lookup tables"),
+        }
     }
     match &postgres {
         Some(postgres) => postgres::ledger(report, config, postgres, cluster.as_ref()).await,
@@ -82,15 +86,11 @@ async fn query(
     report: &mut Report,
     config: &Config,
     mission: &Mission,
-    lookups: Option<LookupSet>,
+    lookups: &LookupSet,
     shape: Option<&TableShape>,
+    explain: bool,
 ) {
-    // A query that reads no lookup table needs no server.
-    let lookups = lookups.or_else(|| mission.files.lookups.is_empty().then(|| LookupSet::new([])));
-    let Some(lookups) = lookups else {
-        return report.skip("query", "triggers.sql needs the lookup tables");
-    };
-    let compiled = setup::compile_query(config, mission, &lookups).await;
+    let compiled = setup::compile_query(config, mission, lookups).await;
     let Some(transform) = report.take("query", compiled) else { return };
     report.ok("query", format!("outcomes: {}", transform.outcome_names().join(", ")));
     if !transform.carries_rows() {
@@ -101,6 +101,10 @@ async fn query(
             "aggregates, window functions, DISTINCT and UNION do that; leave them to Postgres in lookups/ where you can",
         );
     }
+    joins(report, &transform, lookups);
+    if explain {
+        report.line("plan", "triggers.sql", transform.explain());
+    }
     let Some(shape) = shape else {
         return report.skip("output columns", "there is no sink table to compare them with");
     };
@@ -108,6 +112,27 @@ async fn query(
     if let Some(conform) = report.take("output columns", fitted) {
         let count = plural(conform.schema().fields().len() as u64, "column");
         report.ok("output columns", format!("{count}, as {} takes them", config.sink_postgres.table));
+    }
+}
+
+/// Which lookup tables are read by index, and which from end to end: that costs each batch the whole table.
+fn joins(report: &mut Report, transform: &Transform, lookups: &LookupSet) {
+    let keys = transform.lookup_keys();
+    let by_index = |table: &LookupTable| {
+        let columns = keys.get(&table.name)?.iter().map(|&column| table.schema.field(column).name().as_str());
+        Some(format!("{} by index on {}", table.name, columns.collect::<Vec<_>>().join(", ")))
+    };
+    let found: Vec<String> = lookups.tables().filter_map(|table| by_index(table)).collect();
+    if !found.is_empty() {
+        report.ok("joins", found.join("; "));
+    }
+    for table in lookups.tables().filter(|table| transform.scanned_lookups().contains(&table.name)) {
+        report.warn(
+            "joins",
+            format!("every batch reads all of {}", table.name),
+            "where one plain column of it equals one of the campaigns', of the same type, it is read by index; \
+             `dinnerbell check --explain` shows the plan",
+        );
     }
 }
 

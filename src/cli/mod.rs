@@ -36,7 +36,7 @@ pub enum Command {
     /// Run the job until SIGTERM or Ctrl-C; a second signal exits at once
     Run,
     /// Prove settings, SQL, topics, table and rights, without moving an offset
-    Check,
+    Check(Check),
     /// Show what the SQL makes of campaigns; nothing is written anywhere
     Preview(Preview),
     /// Create what is missing: topics, tables, the ledger
@@ -45,6 +45,13 @@ pub enum Command {
     Repair(RepairArgs),
     /// See it work: an in-process broker, a private Postgres, and a trickle of campaigns
     Demo(Demo),
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Show the plan of triggers.sql as well, as EXPLAIN would
+    #[arg(long)]
+    pub explain: bool,
 }
 
 #[derive(Debug, Args)]
@@ -166,7 +173,7 @@ async fn dispatch(cli: Cli) -> Result<()> {
     let config = || Config::load(file);
     match cli.command {
         Command::Run => run(config()?).await,
-        Command::Check => check::run(file).await,
+        Command::Check(asked) => check::run(file, asked.explain).await,
         Command::Preview(asked) => preview::run(config()?, asked).await,
         Command::Init(Init { print: true }) => init::print(&config()?),
         Command::Init(_) => init::run(config()?).await,

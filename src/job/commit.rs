@@ -173,8 +173,11 @@ impl Transaction {
     async fn commit(&self, tenure: &mut Tenure, ready: Ready) -> Result<()> {
         let Ready { steps, parts, rows, late, .. } = ready;
         let offsets = offsets_of(&steps);
+        let began = Instant::now();
         tenure.ledger.advance_and_commit(&tenure.postgres, &steps).await?;
         crate::step!("S7");
+        let committed = Instant::now();
+        metrics::batch_seconds(BatchStage::PostgresCommit, committed - began);
         tenure.confirmed.clear();
         tenure.advanced(&steps);
         if late {
@@ -193,6 +196,7 @@ impl Transaction {
             .await?;
         }
         crate::step!("S10");
+        metrics::batch_seconds(BatchStage::KafkaCommit, committed.elapsed());
         tenure.confirmed = parts.iter().map(|part| (part.commit_id, part.partition)).collect();
         tenure.take_turns();
         metrics::commit();

@@ -64,7 +64,7 @@ async fn ring(config: &Arc<Config>, mission: Mission, health: &Health, stop: &Ca
     let (topics, ledger) = opened;
     let blueprint = Arc::new(Blueprint { config: config.clone(), mission, shape: looked.shape, topics });
     start_lanes(&blueprint, &ledger, &lookups, health, stop, &mut tasks)?;
-    tasks.spawn(watch::topics(config.clone(), ledger, stop.clone()));
+    tasks.spawn(watch::topics(config.clone(), ledger, looked.brokers, stop.clone()));
     let announced = async {
         tokio::select! {
             _ = lookups.current() => announce(&blueprint, &lookups.status()),

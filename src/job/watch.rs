@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use tokio_util::sync::CancellationToken;
 
+use super::setup::{self, Brokers};
 use crate::config::Config;
 use crate::error::{Action, Error, Result};
-use crate::kafka::{self, Asker};
+use crate::kafka;
 use crate::ledger::ailment::topic_anew;
 use crate::ledger::store::Ledger;
 
@@ -20,13 +21,14 @@ const EVERY: Duration = Duration::from_secs(15);
 /// it begins to answer.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Ends when the job is stopped.
+/// Ends when the job is stopped. `brokers` are asked until they fail, others then: each client has threads that wake up every
+/// second, so there are no more of them than are needed.
 ///
 /// # Errors
 /// [`Error::Halt`] where a topic is gone, the input topic is not the ledger's, or one of the others is not that of the first
 /// look: seen twice.
-pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: CancellationToken) -> Result<()> {
-    let (mut clients, mut known): (Option<Clients>, Option<SinkTopics>) = (None, None);
+pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, brokers: Brokers, stop: CancellationToken) -> Result<()> {
+    let (mut brokers, mut known): (Option<Brokers>, Option<SinkTopics>) = (Some(brokers), None);
     // The first look comes soon: it learns with which topics the job has begun.
     let (mut suspected, mut pause) = (false, AGAIN_AFTER);
     loop {
@@ -34,7 +36,7 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
-        let looked = look(&config, &ledger, &mut clients).await.and_then(|now| same_topics(&mut known, now));
+        let looked = look(&config, &ledger, &mut brokers).await.and_then(|now| same_topics(&mut known, now));
         pause = EVERY;
         match looked {
             Err(error) if matches!(error, Error::Halt { .. }) && suspected => return Err(error),
@@ -45,7 +47,7 @@ pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, stop: Cancellation
             Err(error) => {
                 // The lanes tell of outages and refused rights.
                 tracing::debug!(halts = error.action() == Action::Halt, "looking at the topics: {error}");
-                clients = None;
+                brokers = None;
             }
             Ok(()) => suspected = false,
         }
@@ -74,31 +76,28 @@ fn same_topics(known: &mut Option<SinkTopics>, now: SinkTopics) -> Result<()> {
     }
 }
 
-/// One for the input topic and one for the others: each has the rights of its own settings.
-type Clients = [Arc<BaseConsumer<Asker>>; 2];
-
-async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, clients: &mut Option<Clients>) -> Result<SinkTopics> {
-    let (config, ledger, held) = (config.clone(), ledger.clone(), clients.take());
-    let (used, looked) = kafka::blocking(move || {
-        let clients = match held {
-            Some(clients) => clients,
-            None => [kafka::probe(&config.source.kafka)?, kafka::probe(&config.sink_kafka.kafka)?].map(Arc::new),
-        };
+async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, brokers: &mut Option<Brokers>) -> Result<SinkTopics> {
+    let held = match brokers.take() {
+        Some(held) => held,
+        None => setup::brokers(config).await?,
+    };
+    let (config, ledger, asked) = (config.clone(), ledger.clone(), held.clone());
+    *brokers = Some(held);
+    kafka::blocking(move || {
         // Serves librdkafka's callbacks, which nobody else does on these clients.
-        clients.iter().for_each(|client| kafka::serve(&client.context().heard, || drop(client.poll(Duration::ZERO))));
-        let looked = look_at(&clients, &config, &ledger);
-        Ok((clients, looked))
+        for client in [&asked.source, &asked.sink] {
+            kafka::serve(&client.context().heard, || drop(client.poll(Duration::ZERO)));
+        }
+        look_at(&asked, &config, &ledger)
     })
-    .await?;
-    *clients = Some(used);
-    looked
+    .await
 }
 
-fn look_at([source, sinks]: &Clients, config: &Config, ledger: &Ledger) -> Result<SinkTopics> {
+fn look_at(Brokers { source, sink, .. }: &Brokers, config: &Config, ledger: &Ledger) -> Result<SinkTopics> {
     let id = kafka::topic_id(source.client(), &ledger.topic)?;
     if id != ledger.topic_id {
         return Err(topic_anew(&ledger.topic, &ledger.topic_id, &id));
     }
-    let with_id = |topic: &String| Ok((topic.clone(), kafka::topic_id(sinks.client(), topic)?));
+    let with_id = |topic: &String| Ok((topic.clone(), kafka::topic_id(sink.client(), topic)?));
     Ok([with_id(&config.sink_kafka.topic)?, with_id(&config.dead_letters.topic)?])
 }

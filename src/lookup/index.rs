@@ -72,6 +72,16 @@ impl Values {
             Values::Numbers(_, numbers) => Some(Key::Number(numbers[number as usize])),
         }
     }
+
+    /// The keys of many numbers; `None` for [`NO_KEY`].
+    fn get_all(&self, numbers: &[u32]) -> Vec<Option<Key<'_>>> {
+        match self {
+            Values::Texts(texts) => texts.get_all(numbers).into_iter().map(|text| text.map(Key::Text)).collect(),
+            Values::Numbers(_, values) => {
+                numbers.iter().map(|&number| values.get(number as usize).copied().map(Key::Number)).collect()
+            }
+        }
+    }
 }
 
 impl Keys {
@@ -110,11 +120,13 @@ impl Keys {
     /// table, and a processor waits for many such places at once where none depends on another.
     fn find_all(&self, keys: &[Option<Key<'_>>]) -> Vec<Option<u32>> {
         let hashes: Vec<u64> = keys.iter().map(|key| key.map_or(0, self.hash)).collect();
-        let likely: Vec<Option<u32>> =
-            hashes.iter().map(|&hash| self.numbers.iter_hash(hash).next().copied()).collect();
-        let found = keys.iter().zip(likely).map(|(&key, likely)| {
-            let number = likely?;
-            if self.values.get(number) == key { Some(number) } else { self.find(key?) }
+        let likely: Vec<u32> =
+            hashes.iter().map(|&hash| self.numbers.iter_hash(hash).next().copied().unwrap_or(NO_KEY)).collect();
+        let there = self.values.get_all(&likely);
+        let found = keys.iter().zip(likely).zip(there).map(|((&key, number), there)| match number {
+            NO_KEY => None,
+            number if there == key => Some(number),
+            _ => self.find(key?),
         });
         found.collect()
     }

@@ -1,5 +1,7 @@
 //! Lookup joins beside the joins that they replace: the same SQL, tables and rows, with the rule and without.
 
+mod shapes;
+
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
@@ -201,6 +203,19 @@ async fn the_plan_tells_what_tables_are_joined_by() {
     assert_eq!(keys, LookupKeys::from([("l".to_owned(), vec![0, 1]), ("m".to_owned(), vec![1])]));
     let none = lookup_keys(&Plan::new("SELECT * FROM l", true, 8192).await.plan);
     assert_eq!(none, LookupKeys::new());
+}
+
+#[tokio::test]
+async fn the_plan_tells_which_tables_are_read_whole() {
+    for (sql, tables) in [
+        ("SELECT * FROM c JOIN l ON c.name = l.name", &[][..]),
+        ("SELECT c.id FROM c JOIN l ON c.name = upper(l.name) JOIN m ON m.code = c.code", &["l"]),
+        ("SELECT c.id FROM c, l, m", &["l", "m"]),
+        ("SELECT c.id FROM c JOIN l ON c.name = l.name WHERE c.id > (SELECT max(id) FROM l)", &["l"]),
+    ] {
+        let plan = Plan::new(sql, true, 8192).await;
+        assert_eq!(scanned_lookups(&plan.plan).into_iter().collect::<Vec<_>>(), tables, "{sql}\n{}", plan.text());
+    }
 }
 
 #[tokio::test]

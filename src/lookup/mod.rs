@@ -29,7 +29,7 @@ pub(crate) use bound::{BATCH_ROWS, BoundTable, columns_read};
 pub use copy::{CopyDecoder, SOME_ROWS};
 pub use load::{LookupQuery, describe, load};
 pub use refresh::{LookupStatus, Lookups};
-pub(crate) use rule::{lookup_keys, optimizer_rules};
+pub(crate) use rule::{lookup_keys, optimizer_rules, scanned_lookups};
 pub use table::{LookupKeys, LookupSet, LookupTable};
 
 /// Stands for a row of a lookup table that is not there; a table has fewer rows.

@@ -6,6 +6,7 @@
 //! columns, expressions, nulls that match nulls, `NOT IN`, rows of the table that need no match, conditions where a row
 //! without a match counts, and conditions both on the table and on both sides.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::Schema;
@@ -51,6 +52,12 @@ pub(crate) fn lookup_keys(plan: &Arc<dyn ExecutionPlan>) -> LookupKeys {
     let mut keys = LookupKeys::new();
     collect(plan, &mut keys);
     keys
+}
+
+/// The lookup tables that `plan` reads from their first row to their last, by name.
+pub(crate) fn scanned_lookups(plan: &Arc<dyn ExecutionPlan>) -> BTreeSet<String> {
+    let own = plan.downcast_ref::<BoundScan>().and_then(BoundScan::lookup).map(|(table, _)| table.to_owned());
+    plan.children().into_iter().flat_map(scanned_lookups).chain(own).collect()
 }
 
 #[derive(Debug)]

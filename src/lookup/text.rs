@@ -25,6 +25,9 @@ type Cell = [u8; 16];
 const MARK: [u8; 4] = *b"text";
 const NULL: Cell = [b't', b'e', b'x', b't', 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0];
 
+/// 4 KiB of cells are fetched before they are printed.
+const CELLS_AT_ONCE: usize = 256;
+
 /// A text in its one form: never `Other` where it is an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Text<'a> {
@@ -59,7 +62,24 @@ impl TextColumn {
 
     /// `None` is null.
     pub(super) fn get(&self, row: usize) -> Option<Text<'_>> {
-        let cell = self.cells[row];
+        self.text_of(self.cells[row])
+    }
+
+    /// As [`TextColumn::get`], of many rows, null for [`NO_ROW`]: their cells first, see [`TextColumn::cells`].
+    pub(super) fn get_all(&self, rows: &[u32]) -> Vec<Option<Text<'_>>> {
+        let mut cells = Vec::with_capacity(rows.len());
+        self.cells(rows, &mut cells);
+        cells.into_iter().map(|cell| self.text_of(cell)).collect()
+    }
+
+    /// Puts the cells of `rows` into `cells`. A loop that does nothing else: where they lie all over a large table, a processor
+    /// fetches many of them at once, as long as little stands between one and the next.
+    fn cells(&self, rows: &[u32], cells: &mut Vec<Cell>) {
+        cells.clear();
+        cells.extend(rows.iter().map(|&row| if row == NO_ROW { NULL } else { self.cells[row as usize] }));
+    }
+
+    fn text_of(&self, cell: Cell) -> Option<Text<'_>> {
         if cell.starts_with(&MARK) { self.text(cell).map(Text::from) } else { Some(Text::Id(cell)) }
     }
 
@@ -141,19 +161,19 @@ impl TextColumn {
     /// The texts of `rows`; null for [`NO_ROW`]. A row that is wanted several times in a row is printed once.
     pub(super) fn gather(&self, rows: &[u32]) -> StringViewArray {
         let mut printed = Printed::with_capacity(rows.len());
-        let mut last = None;
-        for &row in rows {
-            if last.replace(row) == Some(row) {
-                printed.repeat();
-                continue;
-            }
-            let cell = if row == NO_ROW { NULL } else { self.cells[row as usize] };
-            if !cell.starts_with(&MARK) {
-                printed.push(&id::print(cell));
-            } else if let Some(text) = self.text(cell) {
-                printed.push(text.as_bytes());
-            } else {
-                printed.push_null();
+        let (mut last, mut cells) = (None, Vec::with_capacity(CELLS_AT_ONCE.min(rows.len())));
+        for rows in rows.chunks(CELLS_AT_ONCE) {
+            self.cells(rows, &mut cells);
+            for (&row, &cell) in rows.iter().zip(&cells) {
+                if last.replace(row) == Some(row) {
+                    printed.repeat();
+                } else if !cell.starts_with(&MARK) {
+                    printed.push(&id::print(cell));
+                } else if let Some(text) = self.text(cell) {
+                    printed.push(text.as_bytes());
+                } else {
+                    printed.push_null();
+                }
             }
         }
         printed.finish()

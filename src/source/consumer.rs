@@ -19,9 +19,9 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use serde::Deserialize;
 use tokio::sync::mpsc as async_mpsc;
 
 use super::arenas::Arenas;
@@ -36,8 +36,8 @@ use crate::kafka::{self, GroupMetadata};
 /// `max.poll.interval.ms` and the session timeout.
 pub const REVOKE_WAIT: Duration = Duration::from_secs(5);
 
-/// The longest wait between two polls of the consumer: how late a rebalance may be noticed without a wake-up. Each wake-up of an
-/// idle process costs a fifth of a millisecond, its caches being cold.
+/// The longest wait between two polls of the consumer: how late a rebalance may be noticed without a wake-up. Each wake-up of
+/// this thread in an idle process costs some tenths of a millisecond, its caches being cold.
 const TICK: Duration = Duration::from_millis(500);
 
 /// What the polling thread tells the lane.
@@ -268,6 +268,23 @@ pub struct Watcher {
     waker: Waker,
 }
 
+/// What is read of librdkafka's statistics; the rest, nearly all, is skipped.
+#[derive(Deserialize)]
+struct Statistics {
+    topics: BTreeMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: BTreeMap<String, PartitionStatistics>,
+}
+
+#[derive(Deserialize)]
+struct PartitionStatistics {
+    partition: i32,
+    ls_offset: i64,
+}
+
 /// A broker that dies in the middle of a handshake looks like one that refuses the credentials: a member that has worked
 /// before believes it only after so long.
 const REFUSED_FOR_GOOD: Duration = Duration::from_secs(30);
@@ -322,8 +339,11 @@ impl ClientContext for Watcher {
         }
     }
 
-    fn stats(&self, statistics: Statistics) {
+    fn stats_raw(&self, statistics: &[u8]) {
         self.heard.fetch_add(1, Ordering::Relaxed);
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else {
+            return tracing::warn!("librdkafka's statistics cannot be read: consumer_lag stands still");
+        };
         let Ok(mut ends) = self.ends.lock() else { return };
         for partition in statistics.topics.values().flat_map(|topic| topic.partitions.values()) {
             if partition.partition >= 0 && partition.ls_offset >= 0 {
@@ -389,7 +409,8 @@ impl Polled {
         let mut reading: Option<Reading> = None;
         let mut wanted = false;
         loop {
-            self.serve();
+            // What is left of many events must not wait for the next one.
+            let pause = if self.serve() { TICK } else { Duration::ZERO };
             if reading.as_ref().is_some_and(|reading| !self.is_current(reading.session)) {
                 reading = None;
                 wanted = false;
@@ -397,7 +418,7 @@ impl Polled {
             if wanted && self.hand_out(&mut reading) {
                 wanted = false;
             }
-            let command = match inbox.recv_timeout(TICK) {
+            let command = match inbox.recv_timeout(pause) {
                 Ok(command) => command,
                 Err(mpsc::RecvTimeoutError::Timeout) => continue,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -430,7 +451,8 @@ impl Polled {
     }
 
     /// Serves rebalances and client events. Messages have queues of their own and never come this way.
-    fn serve(&self) {
+    /// False where more of them may be left.
+    fn serve(&self) -> bool {
         kafka::serve(&self.consumer.context().heard, || match self.consumer.poll(Duration::ZERO) {
             Some(Err(error)) => self.report(error),
             Some(Ok(message)) => {
@@ -438,7 +460,7 @@ impl Polled {
                 self.tell(Event::Failed(Error::Claim { what }));
             }
             None => {}
-        });
+        })
     }
 
     /// Called after a claim, for which the brokers have answered.

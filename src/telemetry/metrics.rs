@@ -52,15 +52,28 @@ impl Server {
 pub enum BatchStage {
     Decode,
     Transform,
+    /// The COPYs and stored chunks, from their first statement to the last answer.
     Postgres,
+    /// Producing, from the transaction's begin to the last acknowledgement.
     Kafka,
+    /// `advance` and COMMIT.
+    PostgresCommit,
+    /// The offsets and the end of the transaction.
+    KafkaCommit,
     /// Decoding, and from its end in the lane's hands to the end of the Kafka transaction.
     Total,
 }
 
 impl BatchStage {
-    const ALL: [BatchStage; 5] =
-        [BatchStage::Decode, BatchStage::Transform, BatchStage::Postgres, BatchStage::Kafka, BatchStage::Total];
+    const ALL: [BatchStage; 7] = [
+        BatchStage::Decode,
+        BatchStage::Transform,
+        BatchStage::Postgres,
+        BatchStage::Kafka,
+        BatchStage::PostgresCommit,
+        BatchStage::KafkaCommit,
+        BatchStage::Total,
+    ];
 
     fn label(self) -> &'static str {
         match self {
@@ -68,6 +81,8 @@ impl BatchStage {
             BatchStage::Transform => "transform",
             BatchStage::Postgres => "postgres",
             BatchStage::Kafka => "kafka",
+            BatchStage::PostgresCommit => "postgres_commit",
+            BatchStage::KafkaCommit => "kafka_commit",
             BatchStage::Total => "total",
         }
     }

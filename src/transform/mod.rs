@@ -17,7 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,6 +26,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use datafusion::common::DataFusionError;
+use datafusion::physical_plan::displayable;
 use datafusion::sql::sqlparser::ast::Query;
 
 use self::engine::Engine;
@@ -35,7 +36,7 @@ use self::outcome::{Rules, Verdicts};
 pub use self::parse::{TableNames, table_names};
 use self::stream::Plans;
 pub use self::stream::Triggers;
-use crate::lookup::{LookupKeys, LookupSet, lookup_keys};
+use crate::lookup::{LookupKeys, LookupSet, lookup_keys, scanned_lookups};
 use crate::{Error, Result};
 
 /// The hidden column that numbers the messages of a micro-batch: the last one, UInt32, never null.
@@ -54,6 +55,8 @@ pub struct Transform {
     carries_rows: bool,
     outcome_names: Vec<String>,
     lookup_keys: LookupKeys,
+    scanned: BTreeSet<String>,
+    explained: String,
     places: HashMap<String, (u64, u64)>,
 }
 
@@ -92,7 +95,8 @@ impl Transform {
             true => Rules::find(file, &query, &engine).await?,
             false => Rules { names: vec![PROCESSED.to_owned()], verdict: None },
         };
-        let lookup_keys = lookup_keys(&prepared.plan);
+        let (lookup_keys, scanned) = (lookup_keys(&prepared.plan), scanned_lookups(&prepared.plan));
+        let explained = displayable(prepared.plan.as_ref()).indent(false).to_string();
         let engine = Arc::new(engine);
         let plans = |query, rows| Arc::new(Plans::new(file.path.clone(), Arc::clone(&engine), query, rows, memory));
         let verdicts = rules.verdict.map(|(query, plan)| Verdicts::new(plans(query, false), plan));
@@ -100,12 +104,35 @@ impl Transform {
         plans.put_back(prepared);
         let outcome_names = rules.names;
         let file = file.path.clone();
-        Ok(Transform { file, engine, plans, verdicts, output, carries_rows, outcome_names, lookup_keys, places })
+        Ok(Transform {
+            file,
+            engine,
+            plans,
+            verdicts,
+            output,
+            carries_rows,
+            outcome_names,
+            lookup_keys,
+            scanned,
+            explained,
+            places,
+        })
     }
 
     /// The columns that lookup tables are joined by: load them for these.
     pub fn lookup_keys(&self) -> LookupKeys {
         self.lookup_keys.clone()
+    }
+
+    /// The lookup tables that are read whole in every run, by name.
+    pub fn scanned_lookups(&self) -> &BTreeSet<String> {
+        &self.scanned
+    }
+
+    /// The physical plan, as `EXPLAIN` would show it: one operator a line. `LookupJoinExec` is a join by index, `BoundScan`
+    /// reads a whole table.
+    pub fn explain(&self) -> &str {
+        &self.explained
     }
 
     /// How many rows any join of the query may make in one run; beyond that the run fails with [`Error::Exceeded`].

@@ -70,6 +70,7 @@ fn check_says_that_all_is_ready_and_changes_nothing() {
     ok    serial numbers  column id
     ok    lookup          subscribers_restaurants
     ok    query           outcomes
+    ok    joins           subscribers_restaurants by index on restaurant_id
     ok    output columns  10 columns, as public.subscribers_feedback
     ok    ledger          schema dinnerbell
     ok    group           group TEST is new and begins at the oldest messages
@@ -78,6 +79,29 @@ fn check_says_that_all_is_ready_and_changes_nothing() {
     ");
     assert_eq!(stack.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'dinnerbell'"), 0);
     assert!(!groups(&stack).contains(&stack.group));
+}
+
+#[test]
+fn check_tells_how_lookup_tables_are_joined_and_shows_the_plan() {
+    let stack = Stack::new("check_joins");
+    let (code, text) = said(&stack, &["check", "--explain"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("ok    joins           subscribers_restaurants by index on restaurant_id\n"), "{text}");
+    assert!(
+        text.contains("\nplan  triggers.sql ") && text.contains("LookupJoinExec: lookup=subscribers_restaurants"),
+        "{text}"
+    );
+
+    let sql = stack.read_sql("triggers.sql");
+    let scanned = sql.replace("s.restaurant_id = c.restaurant_id", "lower(s.restaurant_id) = c.restaurant_id");
+    assert_ne!(scanned, sql);
+    stack.write_sql("triggers.sql", &scanned);
+    let (code, text) = said(&stack, &["check"]);
+    assert_eq!(code, 0, "{text}");
+    assert_snapshot!(lines(&text, &["warn", "plan"]), @r"
+    warn  joins           every batch reads all of subscribers_restaurants
+                          -> where one plain column of it equals one of the campaigns', of the same type, it is read by index; `dinnerbell check --explain` shows the plan
+    ");
 }
 
 #[test]
