@@ -36,6 +36,10 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many events are served at once: with `debug`, librdkafka may log as fast as its lines are read.
 const EVENTS_AT_ONCE: usize = 10_000;
 
+/// For clients whose statistics nobody reads: where the user asks for them, they would wait in a queue for as long as the
+/// client is not used.
+pub const NO_STATISTICS: (&str, &str) = ("statistics.interval.ms", "0");
+
 /// Properties with the user's on top, then ours that the delivery protocol needs.
 pub fn client_config(user: &BTreeMap<String, String>, owned: &[(&str, &str)]) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -63,7 +67,7 @@ pub fn probe(user: &BTreeMap<String, String>) -> Result<BaseConsumer<Asker>> {
 
 /// As [`probe`], with less patience for brokers that are away.
 pub fn probe_within(user: &BTreeMap<String, String>, limit: Duration) -> Result<BaseConsumer<Asker>> {
-    let client: BaseConsumer<Asker> = client_config(user, &[("enable.auto.commit", "false")])
+    let client: BaseConsumer<Asker> = client_config(user, &[("enable.auto.commit", "false"), NO_STATISTICS])
         .create_with_context(Asker::default())
         .map_err(Error::kafka("creating a client from [kafka]"))?;
     let servers = user.get("bootstrap.servers").map_or("", String::as_str);
@@ -109,8 +113,8 @@ pub fn group_members<C: ClientContext>(client: &Client<C>, group: &str) -> Resul
 }
 
 /// Serves what has come: one `poll` takes one event, and each line of librdkafka's log is one. What stands behind it must not wait
-/// for the next turn, since a queue that is not empty wakes nobody. `heard` is what the client's context counts them in: all
-/// of them, statistics as well, which a user may ask for. False where more may be left than are served at once.
+/// for the next turn, since a queue that is not empty wakes nobody. `heard` is what the client's context counts them in. False
+/// where more may be left than are served at once.
 pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) -> bool {
     (0..EVENTS_AT_ONCE).any(|_| {
         let before = heard.load(Ordering::Relaxed);
@@ -122,7 +126,7 @@ pub fn serve(heard: &AtomicU64, mut poll: impl FnMut()) -> bool {
 /// Remembers why connections fail.
 #[derive(Default)]
 pub struct Asker {
-    /// Lines of the log, errors and statistics so far, see [`serve`].
+    /// Lines of the log and errors so far, see [`serve`].
     pub heard: AtomicU64,
     cause: std::sync::Mutex<Option<(KafkaError, String)>>,
 }
@@ -131,10 +135,6 @@ impl ClientContext for Asker {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
         log_librdkafka(level, facility, message);
-    }
-
-    fn stats_raw(&self, _: &[u8]) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -398,8 +398,7 @@ mod tests {
             let done = serve(&asker.heard, || {
                 polled += 1;
                 if left > 0 {
-                    // Statistics are events like all others.
-                    asker.stats_raw(b"{}");
+                    asker.log(rdkafka::config::RDKafkaLogLevel::Debug, "TEST", "a line");
                     left -= 1;
                 }
             });

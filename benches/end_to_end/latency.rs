@@ -16,7 +16,7 @@ use crate::Options;
 use crate::encoded::{Encoded, runtime};
 use crate::null_job::STAGES;
 use crate::process::Usage;
-use crate::race::{Program, by_turns, fresh, verify};
+use crate::race::{Program, Stages, by_turns, fresh, verify};
 use crate::report::{Bar, Report, percentile};
 use crate::support::{Message, Stack};
 use crate::workload::{Subscribers, UUID_CLIENTS, message};
@@ -32,7 +32,7 @@ struct Latencies {
     postgres: Vec<f64>,
     kafka: Vec<f64>,
     /// Milliseconds of a commit's stages, on average.
-    stages: [f64; STAGES.len()],
+    stages: Stages,
     /// Percent of a core.
     idle: f64,
     idle_rss: f64,

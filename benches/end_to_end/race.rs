@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use dinnerbell::demo::process as children;
@@ -34,10 +35,14 @@ struct Run {
     commits: f64,
 }
 
+/// Seconds of a commit's stages, in the order of [`STAGES`].
+pub type Stages = [f64; STAGES.len()];
+
 /// Job or null job, running.
 pub enum Program {
     Job(Job),
-    Null(Child, BufReader<ChildStdout>),
+    /// With the stages of each of its commits.
+    Null(Child, mpsc::Receiver<Stages>),
 }
 
 impl Program {
@@ -58,22 +63,32 @@ impl Program {
         let (mut line, mut said) = (String::new(), BufReader::new(child.stdout.take().expect("piped")));
         said.read_line(&mut line).expect("it says when it is ready");
         assert_eq!(line, "ready\n", "the null job failed");
-        Program::Null(child, said)
+        // Its lines are read as they come: a full pipe would hold it up.
+        let (to_us, commits) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                let mut seconds = line.split(' ').map(|stage| stage.parse().expect("seconds"));
+                let stages = STAGES.map(|_| seconds.next().expect("the seconds of each stage"));
+                if to_us.send(stages).is_err() {
+                    return;
+                }
+            }
+        });
+        Program::Null(child, commits)
     }
 
     /// Mean seconds of the stages of a commit. `commits`: those of the null job; the job counts its own.
-    pub fn stages(&mut self, commits: usize) -> [f64; STAGES.len()] {
+    pub fn stages(&mut self, commits: usize) -> Stages {
         match self {
             Program::Job(job) => STAGES.map(|stage| {
                 let told =
                     |what: &str| job.metric(&format!("dinnerbell_batch_seconds_{what}"), &format!("stage=\"{stage}\""));
                 told("sum") / told("count")
             }),
-            Program::Null(_, said) => {
+            Program::Null(_, told) => {
                 let mut sums = [0.0; STAGES.len()];
-                for line in said.lines().take(commits) {
-                    let line = line.expect("a line for each commit");
-                    let seconds = line.split(' ').map(|stage| stage.parse::<f64>().expect("seconds"));
+                for _ in 0..commits {
+                    let seconds: Stages = told.recv().expect("a line for each commit");
                     sums.iter_mut().zip(seconds).for_each(|(sum, stage)| *sum += stage);
                 }
                 sums.map(|sum| sum / commits as f64)
@@ -174,7 +189,7 @@ pub fn race(workload: Workload, options: &Options, report: &mut Report) {
     tell(report, workload, &name, input.rows as f64, &jobs, &nulls);
 }
 
-/// Runs of the job and of the null job, each by turns first and second. `one` is given the round's number and whether it is the
+/// Runs of the job and of the null job, or of whatever is compared so, each by turns first and second. `one` is given the round's number and whether it is the
 /// job's turn; the round of number 0 only warms the servers up, unless it is the only one.
 pub fn by_turns<R>(runs: usize, mut one: impl FnMut(usize, bool) -> R) -> (Vec<R>, Vec<R>) {
     let (mut jobs, mut nulls) = (Vec::new(), Vec::new());

@@ -94,14 +94,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Both sides by turns, `rounds` times; their medians are compared.
 fn joins(shape: &str, campaigns_each: usize, rounds: usize) {
-    let [small, large] = [SMALL, largest()].map(|rows| Side::new(rows, campaigns_each, 3 * rounds));
+    let [small, large] = [SMALL, largest()].map(|rows| Side::new(rows, campaigns_each, 2 * rounds));
     let mut times: [Vec<f64>; 8] = Default::default();
     for round in 0..rounds {
         for (side, offset) in [(&small, 0), (&large, 4)] {
             times[offset].push(side.batch(0));
             times[offset + 1].push(side.batch(round));
             // Other keys, which the batches have not brought into the caches.
-            let (join, scan) = side.operator(2 * rounds + round);
+            let (join, scan) = side.operator(rounds + round);
             times[offset + 2].push(join);
             times[offset + 3].push(scan);
         }

@@ -130,8 +130,8 @@ fn joins(report: &mut Report, transform: &Transform, lookups: &LookupSet) {
         report.warn(
             "joins",
             format!("every batch reads all of {}", table.name),
-            "where one plain column of it equals one of the campaigns', of the same type, it is read by index; \
-             `dinnerbell check --explain` shows the plan",
+            "it is read by index where a text, UUID or integer column of it equals one of the campaigns' and nothing else \
+             decides the match: let sql/lookups compute the column, or leave the rows out; `check --explain` shows the plan",
         );
     }
 }

@@ -89,6 +89,7 @@ impl Transaction {
         let partitions: Vec<i32> = works.iter().map(|work| work.partition).collect();
         let (to_postgres, postgres_inbox) = mpsc::channel(AHEAD);
         let (to_kafka, kafka_inbox) = mpsc::channel(AHEAD);
+        let began = Instant::now();
         let writer = Writer::new(&tenure.postgres, &tenure.ledger, &self.copy, self.id, &partitions).await?;
         let kafka_side = tokio::task::spawn_blocking(self.kafka_side(kafka_inbox)?);
         let now = output.now();
@@ -96,9 +97,9 @@ impl Transaction {
         let flowed = futures::try_join!(pump, writer.write(postgres_inbox));
         let hold = flowed.is_ok().then_some(&tenure.postgres);
         let stored = async {
-            let ((), (written, seconds)) = flowed?;
-            metrics::batch_seconds(BatchStage::Postgres, Duration::from_secs_f64(seconds));
+            let ((), written) = flowed?;
             let (steps, parts) = self.store(tenure, works, now, &written, &output.results).await?;
+            metrics::batch_seconds(BatchStage::Postgres, began.elapsed());
             Ok((steps, parts, written.iter().map(|written| written.rows as u64).sum()))
         };
         // What has failed already needs no acknowledgements.

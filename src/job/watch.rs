@@ -25,8 +25,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// second, so there are no more of them than are needed.
 ///
 /// # Errors
-/// [`Error::Halt`] where a topic is gone, the input topic is not the ledger's, or one of the others is not that of the first
-/// look: seen twice.
+/// [`Error::Halt`] where a topic is gone, the input topic is not the ledger's, one of the others is not that of the first look,
+/// or source and sink are two clusters by now: seen twice.
 pub async fn topics(config: Arc<Config>, ledger: Arc<Ledger>, brokers: Brokers, stop: CancellationToken) -> Result<()> {
     let (mut brokers, mut known): (Option<Brokers>, Option<SinkTopics>) = (Some(brokers), None);
     // The first look comes soon: it learns with which topics the job has begun.

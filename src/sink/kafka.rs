@@ -103,6 +103,7 @@ impl Producer {
             ("delivery.report.only.error", "true"),
             // A producer's default is to have every topic made that it asks for, where the broker does so.
             ("allow.auto.create.topics", "false"),
+            kafka::NO_STATISTICS,
         ];
         let doing = format!("opening the transactional producer {transactional_id}");
         let mut config = kafka::client_config(&user, &owned);
@@ -316,7 +317,7 @@ fn init_transactions(producer: &BaseProducer<Failures>) -> Result<(), KafkaError
 /// What Kafka said of records that it did not take, the first one kept.
 #[derive(Default)]
 struct Failures {
-    /// Records that failed, errors, statistics and lines of the log so far, see [`kafka::serve`].
+    /// Records that failed, errors and lines of the log so far, see [`kafka::serve`].
     heard: AtomicU64,
     record: Mutex<Option<KafkaError>>,
     client: Mutex<Option<KafkaError>>,
@@ -368,10 +369,6 @@ impl ClientContext for Failures {
             self.tainted.store(true, Ordering::SeqCst);
         }
         kafka::log_librdkafka(level, facility, message);
-    }
-
-    fn stats_raw(&self, _: &[u8]) {
-        self.heard.fetch_add(1, Ordering::Relaxed);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -2,7 +2,6 @@
 //! transaction that the caller has opened.
 
 use std::pin::Pin;
-use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -110,8 +109,7 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// [`Error::Postgres`]; whether it is a refusal of the rows is for [`refusal`] to say.
-    pub async fn write(mut self, mut inbox: mpsc::Receiver<Piece>) -> Result<(Vec<Written>, f64)> {
-        let began = Instant::now();
+    pub async fn write(mut self, mut inbox: mpsc::Receiver<Piece>) -> Result<Vec<Written>> {
         let mut checked = false;
         let mut next = inbox.recv().await;
         while let Some(piece) = next {
@@ -136,7 +134,7 @@ impl<'a> Writer<'a> {
             self.begin().await?;
             self.check_constraints().await?;
         }
-        Ok((self.written, began.elapsed().as_secs_f64()))
+        Ok(self.written)
     }
 
     /// One COPY: this batch and those after it, until enough chunks wait for its end or something else than rows comes; with

@@ -52,13 +52,13 @@ impl Server {
 pub enum BatchStage {
     Decode,
     Transform,
-    /// The COPYs and stored chunks, from their first statement to the last answer.
+    /// COPYs, stored chunks and stored parts, from the first statement to the last answer.
     Postgres,
     /// Producing, from the transaction's begin to the last acknowledgement.
     Kafka,
     /// `advance` and COMMIT.
     PostgresCommit,
-    /// The offsets and the end of the transaction.
+    /// The offsets and the end of the transaction; where that came too late, its abort and the rows sent anew.
     KafkaCommit,
     /// Decoding, and from its end in the lane's hands to the end of the Kafka transaction.
     Total,

@@ -129,8 +129,8 @@ impl Transform {
         &self.scanned
     }
 
-    /// The physical plan, as `EXPLAIN` would show it: one operator a line. `LookupJoinExec` is a join by index, `BoundScan`
-    /// reads a whole table.
+    /// The physical plan, as `EXPLAIN` would show it: one operator a line. `LookupJoinExec` is a join by index, the
+    /// `BoundScan` of a lookup table reads all of it.
     pub fn explain(&self) -> &str {
         &self.explained
     }

@@ -100,7 +100,7 @@ fn check_tells_how_lookup_tables_are_joined_and_shows_the_plan() {
     assert_eq!(code, 0, "{text}");
     assert_snapshot!(lines(&text, &["warn", "plan"]), @r"
     warn  joins           every batch reads all of subscribers_restaurants
-                          -> where one plain column of it equals one of the campaigns', of the same type, it is read by index; `dinnerbell check --explain` shows the plan
+                          -> it is read by index where a text, UUID or integer column of it equals one of the campaigns' and nothing else decides the match: let sql/lookups compute the column, or leave the rows out; `check --explain` shows the plan
     ");
 }
 

@@ -1,12 +1,13 @@
 //! SQL by chance: whatever joins a query is made of, its rows are those of DataFusion's joins.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use proptest::sample::{select, subsequence};
 
 use super::*;
 
-/// How the campaigns meet the first lookup table: SQL's words, and whether the table stands before them.
+/// How the campaigns meet the first lookup table, in SQL's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meeting {
     Inner,
@@ -37,7 +38,7 @@ impl Meeting {
 #[derive(Debug, Clone)]
 struct Shape {
     meeting: Meeting,
-    /// Of an inner, left or full join: the table comes first.
+    /// Of a join that shows the table: it comes first.
     is_turned: bool,
     key: &'static str,
     on: Vec<&'static str>,
@@ -149,23 +150,40 @@ fn rows_of_sql_by_chance_are_those_of_the_joins_that_are_replaced() {
     let key = || proptest::option::weighted(0.8, 0usize..3);
     let given = (shape(), rows(12), rows(25), rows(8), 1usize..9, 1usize..9, key(), key());
     let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(400) };
-    let (all, by_index) = (Cell::new(0), Cell::new(0));
+    // How many queries there were, how many of them were joined by index, and of which kinds those joins were.
+    let counts = RefCell::new(BTreeMap::new());
+    let count = |what| *counts.borrow_mut().entry(what).or_insert(0) += 1;
     let outcome = TestRunner::new(config).run(&given, |(shape, c, l, m, batch_rows, cut, l_key, m_key)| {
         let sql = shape.sql();
         let (mut stock, mut indexed) =
             runtime.block_on(async { (Plan::new(&sql, false, 8192).await, Plan::new(&sql, true, batch_rows).await) });
-        all.set(all.get() + 1);
-        by_index.set(by_index.get() + usize::from(indexed.text().contains("LookupJoinExec")));
+        count("queries");
+        for kind in ["LookupJoinExec", "kind=Inner", "kind=Outer", "kind=Semi", "kind=Anti"] {
+            if indexed.text().contains(kind) {
+                count(kind);
+            }
+        }
         let came = LookupSet::new([table("l", &l, cut), table("m", &m, cut)]);
         let ordered = LookupSet::new([keyed("l", &l, cut, l_key), keyed("m", &m, cut, m_key)]);
         let campaigns: Vec<_> = c.chunks(cut).map(batch).collect();
-        let expected = sorted(&runtime.block_on(stock.run(&campaigns, &came)));
+        let expected = runtime.block_on(stock.run(&campaigns, &came));
         for lookups in [&came, &ordered] {
-            let found = sorted(&runtime.block_on(indexed.run(&campaigns, lookups)));
-            prop_assert_eq!(&found, &expected, "{}\n{}", sql, indexed.text());
+            let found = runtime.block_on(indexed.run(&campaigns, lookups));
+            prop_assert_eq!(sorted(&found), sorted(&expected), "{}\n{}", sql, indexed.text());
+            if let Ending::Sorted = shape.ending {
+                prop_assert_eq!(first_cells(&found), first_cells(&expected), "{}\n{}", sql, indexed.text());
+            }
         }
         Ok(())
     });
     outcome.expect("the same rows");
-    assert!(by_index.get() * 2 > all.get(), "{by_index:?} of {all:?} queries were joined by index");
+    let counts = counts.into_inner();
+    println!("{counts:?}");
+    assert!(counts["LookupJoinExec"] * 2 > counts["queries"], "{counts:?}");
+    assert_eq!(counts.len(), 6, "every kind of join by index: {counts:?}");
+}
+
+/// In their order.
+fn first_cells(batches: &[RecordBatch]) -> Vec<String> {
+    lines(batches).iter().filter_map(|line| line.split('|').next()).map(str::to_owned).collect()
 }
