@@ -70,10 +70,9 @@ fn session(rule: bool, batch_rows: usize) -> SessionContext {
     let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(batch_rows);
     config.options_mut().optimizer.enable_dynamic_filter_pushdown = false;
     config.options_mut().optimizer.enable_join_dynamic_filter_pushdown = false;
-    let mut state = SessionStateBuilder::new_with_default_features().with_config(config);
-    if rule {
-        state = state.with_physical_optimizer_rules(optimizer_rules());
-    }
+    let rules = if rule { optimizer_rules() } else { rule::stock_rules() };
+    let state =
+        SessionStateBuilder::new_with_default_features().with_config(config).with_physical_optimizer_rules(rules);
     let context = SessionContext::new_with_state(state.build());
     let campaigns = BoundTable::new("c", schema(), 1_000, |context, _| {
         Ok(context.session_config().get_extension::<Campaigns>().expect("campaigns").0.clone())

@@ -29,10 +29,22 @@ use super::index::is_key_type;
 use super::join::{Kind, LookupJoin, LookupJoinExec, Source};
 use super::table::LookupKeys;
 
-/// DataFusion's rules and the one for lookup joins: before joins choose their sides and anything moves between a join
-/// and its tables.
-pub(crate) fn optimizer_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
+
+/// DataFusion's rules but those that move filters down a physical plan. DataFusion 55.2 looks for a filter's columns below a
+/// join by their names: where both sides have one of that name, rows come out that should not, or stay out
+/// (<https://github.com/apache/datafusion/pull/25259>). Nothing is lost with them: filters were moved in the logical plan
+/// already, and a bound table takes none.
+pub(super) fn stock_rules() -> Rules {
     let mut rules = PhysicalOptimizer::new().rules;
+    rules.retain(|rule| !rule.name().starts_with("FilterPushdown"));
+    rules
+}
+
+/// [`stock_rules`] and the one for lookup joins: before joins choose their sides and anything moves between a join
+/// and its tables.
+pub(crate) fn optimizer_rules() -> Rules {
+    let mut rules = stock_rules();
     let place = rules.iter().position(|rule| rule.name() == "join_selection").unwrap_or(0);
     rules.insert(place, Arc::new(LookupJoins));
     rules

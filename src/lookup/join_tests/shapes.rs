@@ -187,3 +187,22 @@ fn rows_of_sql_by_chance_are_those_of_the_joins_that_are_replaced() {
 fn first_cells(batches: &[RecordBatch]) -> Vec<String> {
     lines(batches).iter().filter_map(|line| line.split('|').next()).map(str::to_owned).collect()
 }
+
+/// DataFusion's own rules would take one column for the other, see [`stock_rules`].
+#[tokio::test]
+async fn columns_of_one_name_on_both_sides_of_a_join_stay_apart() {
+    let campaigns = [batch(&[(Some(0), Some(-2), 6)])];
+    let lookups = LookupSet::new([table("l", &[(Some(0), Some(-2), 8), (Some(0), None, 9)], 5)]);
+    let same_code = "c.code IS NOT NULL AND coalesce(l.code, 0) = coalesce(c.code, 0)";
+    for (join, by_index) in [("c.name = l.name", 1), ("c.name = l.name AND l.id > 7", 0)] {
+        for from in [format!("l RIGHT JOIN c ON {join}"), format!("c LEFT JOIN l ON {join}")] {
+            let sql = format!("SELECT l.id FROM {from} WHERE {same_code}");
+            for rule in [true, false] {
+                let mut plan = Plan::new(&sql, rule, 8192).await;
+                let found = if rule { by_index } else { 0 };
+                assert_eq!(plan.text().matches("LookupJoinExec").count(), found, "{sql}\n{}", plan.text());
+                assert_eq!(lines(&plan.run(&campaigns, &lookups).await), ["8"], "{sql}\n{}", plan.text());
+            }
+        }
+    }
+}
