@@ -58,7 +58,7 @@ fn one(stack: &mut Stack, n: usize, is_job: bool, encoded: &Encoded, messages: &
     if is_job {
         stack.execute("TRUNCATE dinnerbell.progress");
     }
-    let mut program = if is_job { Program::job(stack) } else { Program::null(&spec) };
+    let program = if is_job { Program::job(stack) } else { Program::null(&spec) };
     let stop = Arc::new(AtomicBool::new(false));
     let (postgres, kafka) = (watch_postgres(stack, stop.clone()), watch_kafka(stack, stop.clone()));
     let sent = send(stack, &topic, messages);

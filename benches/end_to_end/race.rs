@@ -78,7 +78,7 @@ impl Program {
     }
 
     /// Mean seconds of the stages of a commit. `commits`: those of the null job; the job counts its own.
-    pub fn stages(&mut self, commits: usize) -> Stages {
+    pub fn stages(&self, commits: usize) -> Stages {
         match self {
             Program::Job(job) => STAGES.map(|stage| {
                 let told =
@@ -189,8 +189,8 @@ pub fn race(workload: Workload, options: &Options, report: &mut Report) {
     tell(report, workload, &name, input.rows as f64, &jobs, &nulls);
 }
 
-/// Runs of the job and of the null job, or of whatever is compared so, each by turns first and second. `one` is given the round's number and whether it is the
-/// job's turn; the round of number 0 only warms the servers up, unless it is the only one.
+/// Runs of the job and of the null job, or of whatever is compared so, each by turns first and second. `one` is given the
+/// round's number and whether it is the job's turn; the round of number 0 only warms the servers up, unless it is the only one.
 pub fn by_turns<R>(runs: usize, mut one: impl FnMut(usize, bool) -> R) -> (Vec<R>, Vec<R>) {
     let (mut jobs, mut nulls) = (Vec::new(), Vec::new());
     for n in 0..=runs {

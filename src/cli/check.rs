@@ -117,7 +117,7 @@ async fn query(
 
 /// Which lookup tables are read by index, and which from end to end: that costs each batch the whole table.
 fn joins(report: &mut Report, transform: &Transform, lookups: &LookupSet) {
-    let keys = transform.lookup_keys();
+    let (keys, scanned) = (transform.lookup_keys(), transform.scanned_lookups());
     let by_index = |table: &LookupTable| {
         let columns = keys.get(&table.name)?.iter().map(|&column| table.schema.field(column).name().as_str());
         Some(format!("{} by index on {}", table.name, columns.collect::<Vec<_>>().join(", ")))
@@ -126,7 +126,7 @@ fn joins(report: &mut Report, transform: &Transform, lookups: &LookupSet) {
     if !found.is_empty() {
         report.ok("joins", found.join("; "));
     }
-    for table in lookups.tables().filter(|table| transform.scanned_lookups().contains(&table.name)) {
+    for table in lookups.tables().filter(|table| scanned.contains(&table.name)) {
         report.warn(
             "joins",
             format!("every batch reads all of {}", table.name),

@@ -77,12 +77,11 @@ fn same_topics(known: &mut Option<SinkTopics>, now: SinkTopics) -> Result<()> {
 }
 
 async fn look(config: &Arc<Config>, ledger: &Arc<Ledger>, brokers: &mut Option<Brokers>) -> Result<SinkTopics> {
-    let held = match brokers.take() {
-        Some(held) => held,
-        None => setup::brokers(config).await?,
+    let asked = match brokers {
+        Some(held) => held.clone(),
+        None => brokers.insert(setup::brokers(config).await?).clone(),
     };
-    let (config, ledger, asked) = (config.clone(), ledger.clone(), held.clone());
-    *brokers = Some(held);
+    let (config, ledger) = (config.clone(), ledger.clone());
     kafka::blocking(move || {
         // Serves librdkafka's callbacks, which nobody else does on these clients.
         for client in [&asked.source, &asked.sink] {

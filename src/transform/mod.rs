@@ -26,7 +26,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use datafusion::common::DataFusionError;
-use datafusion::physical_plan::displayable;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::sql::sqlparser::ast::Query;
 
 use self::engine::Engine;
@@ -54,9 +54,8 @@ pub struct Transform {
     output: SchemaRef,
     carries_rows: bool,
     outcome_names: Vec<String>,
-    lookup_keys: LookupKeys,
-    scanned: BTreeSet<String>,
-    explained: String,
+    /// As it was planned. Runs have plans of their own.
+    plan: Arc<dyn ExecutionPlan>,
     places: HashMap<String, (u64, u64)>,
 }
 
@@ -95,8 +94,7 @@ impl Transform {
             true => Rules::find(file, &query, &engine).await?,
             false => Rules { names: vec![PROCESSED.to_owned()], verdict: None },
         };
-        let (lookup_keys, scanned) = (lookup_keys(&prepared.plan), scanned_lookups(&prepared.plan));
-        let explained = displayable(prepared.plan.as_ref()).indent(false).to_string();
+        let plan = Arc::clone(&prepared.plan);
         let engine = Arc::new(engine);
         let plans = |query, rows| Arc::new(Plans::new(file.path.clone(), Arc::clone(&engine), query, rows, memory));
         let verdicts = rules.verdict.map(|(query, plan)| Verdicts::new(plans(query, false), plan));
@@ -104,35 +102,23 @@ impl Transform {
         plans.put_back(prepared);
         let outcome_names = rules.names;
         let file = file.path.clone();
-        Ok(Transform {
-            file,
-            engine,
-            plans,
-            verdicts,
-            output,
-            carries_rows,
-            outcome_names,
-            lookup_keys,
-            scanned,
-            explained,
-            places,
-        })
+        Ok(Transform { file, engine, plans, verdicts, output, carries_rows, outcome_names, plan, places })
     }
 
     /// The columns that lookup tables are joined by: load them for these.
     pub fn lookup_keys(&self) -> LookupKeys {
-        self.lookup_keys.clone()
+        lookup_keys(&self.plan)
     }
 
     /// The lookup tables that are read whole in every run, by name.
-    pub fn scanned_lookups(&self) -> &BTreeSet<String> {
-        &self.scanned
+    pub fn scanned_lookups(&self) -> BTreeSet<String> {
+        scanned_lookups(&self.plan)
     }
 
     /// The physical plan, as `EXPLAIN` would show it: one operator a line. `LookupJoinExec` is a join by index, the
     /// `BoundScan` of a lookup table reads all of it.
-    pub fn explain(&self) -> &str {
-        &self.explained
+    pub fn explain(&self) -> String {
+        displayable(self.plan.as_ref()).indent(false).to_string()
     }
 
     /// How many rows any join of the query may make in one run; beyond that the run fails with [`Error::Exceeded`].
