@@ -15,6 +15,7 @@
 
 mod id;
 mod json;
+mod pages;
 mod steps;
 #[cfg(test)]
 mod testdb;

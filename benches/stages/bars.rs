@@ -116,7 +116,7 @@ fn joins(shape: &str, campaigns_each: usize, rounds: usize) {
     let micros = |seconds: f64| seconds * 1e6;
     println!(
         "\nmicroseconds, small and large: the same batch {:.0} and {:.0}, with cold keys {:.0} and {:.0}; operator with \
-         cold keys {:.0} and {:.0}; a run without join {:.0} and {:.0}\n",
+         cold keys {:.0} and {:.0}; a run without join {:.0} and {:.0}; of this process {} MiB in large pages\n",
         micros(a_one),
         micros(b_one),
         micros(a_cold),
@@ -125,7 +125,15 @@ fn joins(shape: &str, campaigns_each: usize, rounds: usize) {
         micros(b_join - b_scan),
         micros(a_scan),
         micros(b_scan),
+        in_large_pages() >> 10,
     );
+}
+
+/// KiB, as the kernel has it.
+fn in_large_pages() -> u64 {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").expect("procfs");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).expect("a kernel that knows them");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// One lane's work on a thread of its own: decode, join, encode for both sinks and the ledger. Beside it threads that only

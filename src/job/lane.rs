@@ -238,16 +238,21 @@ impl Lane {
         let positions = tenure.held.iter().map(|(&partition, held)| (partition, held.next_offset)).collect();
         let reading = self.source.start(session, positions, self.blueprint.decoder());
         self.source.fetch();
-        let mut engine = match self.engine.take() {
-            Some(engine) => engine,
-            None => {
-                self.health.waiting(self.number, "waiting for the lookup tables");
-                // The first messages are fetched and decoded meanwhile.
-                tokio::select! {
-                    engine = self.blueprint.engine(&self.lookups) => engine?,
-                    interrupt = interrupted(&mut self.source, &self.stop) => return self.let_go(tenure, interrupt?).await,
-                }
-            }
+        if self.engine.is_none() {
+            self.health.waiting(self.number, "waiting for the lookup tables");
+        }
+        // The first messages are fetched and decoded meanwhile.
+        let ready = async {
+            let engine = match self.engine.take() {
+                Some(engine) => engine,
+                None => self.blueprint.engine(&self.lookups).await?,
+            };
+            tenure.rehearse(&engine.copy.statement).await?;
+            Ok::<_, Error>(engine)
+        };
+        let mut engine = tokio::select! {
+            engine = ready => engine?,
+            interrupt = interrupted(&mut self.source, &self.stop) => return self.let_go(tenure, interrupt?).await,
         };
         metrics::outcomes(engine.transform.outcome_names().iter().map(String::as_str));
         self.health.working(self.number);

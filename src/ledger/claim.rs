@@ -97,6 +97,20 @@ impl Tenure {
         }
     }
 
+    /// Has Postgres do once what it does in each commit, see [`Ledger::rehearse`]. `copy`: the statement that fills the sink table.
+    pub async fn rehearse(&self, copy: &str) -> Result<()> {
+        self.postgres.prepared(copy).await.map_err(Error::postgres(format!("preparing {copy}")))?;
+        let nowhere = |(&partition, held): (&i32, &Held)| Step {
+            partition,
+            epoch: held.epoch,
+            from: held.next_offset,
+            to: held.next_offset,
+            has_output: false,
+            metadata: held.metadata.clone(),
+        };
+        self.ledger.rehearse(&self.postgres, &self.held.iter().map(nowhere).collect::<Vec<_>>()).await
+    }
+
     /// Partitions that are read further than the ledger says, as steps without output.
     pub fn pending(&self) -> Vec<Step> {
         let commit = Uuid::new_v4();

@@ -144,9 +144,23 @@ impl Ledger {
     /// is unknown. The server answers COMMIT of a failed transaction with ROLLBACK and no error; it cannot come to that
     /// here, because `advance` fails first, and with it the message.
     pub async fn advance_and_commit(&self, client: &Client, steps: &[Step]) -> Result<()> {
+        let sql = format!("{}; COMMIT", self.advance_sql(steps));
+        let mut reply = std::pin::pin!(client.simple_query(&sql));
+        // The first poll hands the message over.
+        let outcome = match futures::poll!(&mut reply) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                crate::step!("S6");
+                reply.await
+            }
+        };
+        outcome.map(drop).map_err(|error| refused(error, "committing to Postgres"))
+    }
+
+    fn advance_sql(&self, steps: &[Step]) -> String {
         let list = |item: &dyn Fn(&Step) -> String| steps.iter().map(item).collect::<Vec<_>>().join(",");
-        let sql = format!(
-            "SELECT {}.advance({PROTOCOL}, {}, {}, {}, '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', ARRAY[{}]::text[]); COMMIT",
+        format!(
+            "SELECT {}.advance({PROTOCOL}, {}, {}, {}, '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', '{{{}}}', ARRAY[{}]::text[])",
             self.schema,
             literal(&self.cluster_id),
             literal(&self.group_id),
@@ -157,20 +171,26 @@ impl Ledger {
             list(&|step| step.to.to_string()),
             list(&|step| step.has_output.to_string()),
             list(&|step| literal(&step.metadata)),
-        );
-        let mut reply = std::pin::pin!(client.simple_query(&sql));
-        // The first poll hands the message over.
-        let outcome = match futures::poll!(&mut reply) {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending => {
-                crate::step!("S6");
-                reply.await
-            }
-        };
-        outcome.map(drop).map_err(|error| match error.code().map(SqlState::code) {
-            Some("DB001") => Error::Claim { what: Error::postgres("advancing in the ledger")(error).to_string() },
-            _ => Error::postgres("committing to Postgres")(error),
-        })
+        )
+    }
+
+    /// Does to no effect what a commit does in the ledger, with `steps` that lead nowhere. At a session's first time Postgres
+    /// reads its catalog, and compiles and plans, for some ten milliseconds: the first commit would take that longer.
+    ///
+    /// # Errors
+    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`]. The session is left in a failed transaction:
+    /// it ends with the claim.
+    pub async fn rehearse(&self, client: &Connection, steps: &[Step]) -> Result<()> {
+        self.prepare(client).await?;
+        let sql = format!("BEGIN; {}; ROLLBACK", self.advance_sql(steps));
+        client.batch_execute(&sql).await.map_err(|error| refused(error, "rehearsing a commit in Postgres"))
+    }
+}
+
+fn refused(error: tokio_postgres::Error, doing: &str) -> Error {
+    match error.code().map(SqlState::code) {
+        Some("DB001") => Error::Claim { what: Error::postgres("advancing in the ledger")(error).to_string() },
+        _ => Error::postgres(doing)(error),
     }
 }
 

@@ -26,6 +26,7 @@ use hashbrown::HashTable;
 
 use super::NO_ROW;
 use super::text::{Text, TextColumn};
+use crate::pages::{LargePages, collapse};
 
 /// Whether a column of this type can be a key.
 pub(super) fn is_key_type(data_type: &DataType) -> bool {
@@ -55,7 +56,7 @@ pub(super) fn each_key<'a>(array: &'a ArrayRef, mut key: impl FnMut(Option<Key<'
 
 /// Keys, each once, numbered as they come.
 pub(super) struct Keys {
-    numbers: HashTable<u32>,
+    numbers: HashTable<u32, LargePages>,
     values: Values,
     hash: fn(Key<'_>) -> u64,
 }
@@ -95,7 +96,7 @@ impl Keys {
             other if is_key_type(other) => Values::Numbers(other.clone(), Vec::new()),
             other => return exec_err!("no index over a column of type {other}"),
         };
-        Ok(Self { numbers: HashTable::new(), values, hash })
+        Ok(Self { numbers: HashTable::new_in(LargePages), values, hash })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -148,10 +149,14 @@ impl Keys {
         number
     }
 
-    fn shrink_to_fit(&mut self) {
+    /// To be called when all keys are there.
+    fn settle(&mut self) {
         match &mut self.values {
-            Values::Texts(texts) => texts.shrink_to_fit(),
-            Values::Numbers(_, numbers) => numbers.shrink_to_fit(),
+            Values::Texts(texts) => texts.settle(),
+            Values::Numbers(_, numbers) => {
+                numbers.shrink_to_fit();
+                collapse(numbers);
+            }
         }
         let (hash, values) = (self.hash, &self.values);
         self.numbers.shrink_to_fit(|&number| values.get(number).map_or(0, hash));
@@ -201,13 +206,15 @@ impl KeyIndex {
         let (index, mut rows) = Self::ordered(keys, number_of_row);
         rows.truncate(index.keyed_rows());
         rows.shrink_to_fit();
+        collapse(&rows);
         KeyIndex { rows: Some(rows), ..index }
     }
 
     /// The index over a table that is put into the index's order, and that order: all rows, by number of their key.
     pub(super) fn ordered(mut keys: Keys, number_of_row: &[u32]) -> (KeyIndex, Vec<u32>) {
-        keys.shrink_to_fit();
+        keys.settle();
         let (starts, rows) = rows_by_number(number_of_row, keys.len());
+        collapse(&starts);
         (KeyIndex { keys, starts, rows: None }, rows)
     }
 

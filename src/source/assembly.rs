@@ -78,6 +78,10 @@ impl Reading {
     /// The partition, its position, and what librdkafka says of it. What was taken from the queues before the error is lost
     /// to this reading, which must end; the next one starts at the ledger's offsets.
     pub fn assemble(&mut self, limits: &Limits) -> Result<(Vec<MicroBatch>, bool), (i32, i64, KafkaError)> {
+        // All that an idle process does at each of its wake-ups.
+        if !self.partitions.iter().any(|partition| partition.queue.has_any()) {
+            return Ok((Vec::new(), false));
+        }
         let room = limits.bytes / self.partitions.len().max(1);
         let builder = |partition: &Partition| MessagesBuilder::with_room(self.arenas.take(room), partition.last);
         let mut builders: Vec<MessagesBuilder> = self.partitions.iter().map(builder).collect();

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-#[cfg(feature = "failpoints")]
 use dinnerbell::config::Config;
 use dinnerbell::error::{Action, Error, Result};
 use dinnerbell::kafka::GroupMetadata;
@@ -100,6 +99,29 @@ fn an_advance_from_elsewhere_than_next_offset_is_refused() {
     });
     outcomes.into_iter().for_each(is_refused);
     assert_eq!(next_offset(&stack), 20);
+}
+
+#[test]
+fn a_rehearsal_moves_nothing_and_is_refused_as_a_commit_is() {
+    let stack = Stack::new("rehearsal");
+    let (url, ledger) = opened(&stack);
+    let settings = Config::load(Some(&stack.config())).unwrap().postgres;
+    let progress = || stack.rows("SELECT progress, xmin FROM dinnerbell.progress");
+    let before = progress();
+    let (session, ledger) = block_on(async move {
+        let session = dinnerbell::ledger::store::connect(&settings).await.unwrap();
+        ledger.rehearse(&session, &[step(&ledger, 1, 10, 20)]).await.unwrap();
+        (session, ledger)
+    });
+    assert_eq!(progress(), before);
+    let refused = block_on(async move {
+        // The row is free for others, and the session for what comes.
+        advance(&url, &ledger, step(&ledger, 1, 10, 15)).await.unwrap();
+        session.batch_execute("BEGIN; COMMIT").await.unwrap();
+        ledger.rehearse(&session, &[step(&ledger, 1, 10, 10)]).await
+    });
+    is_refused(refused);
+    assert_eq!(next_offset(&stack), 15);
 }
 
 #[test]
