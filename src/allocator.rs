@@ -5,8 +5,12 @@
 //! frees serve another while each has an arena of its own. Nothing is set on other systems, whose allocators know no such
 //! options.
 
-/// To be called once, before there are threads. Whoever sets `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`,
-/// `MALLOC_TOP_PAD_` or `MALLOC_ARENA_MAX` decides about all four instead.
+/// Allocations from here on, in bytes, get a mapping of their own, which goes back when they are freed: the most that glibc
+/// takes. The columns of a large lookup table are larger.
+pub const OWN_MAPPING: usize = 32 << 20;
+
+/// To be called once, before there are threads. Whoever sets `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_` or
+/// `MALLOC_TOP_PAD_` decides about all three instead; so does `MALLOC_ARENA_MAX` about the number of arenas.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     glibc::set();
@@ -20,27 +24,29 @@ mod glibc {
 
     const MIB: c_int = 1 << 20;
 
-    /// With the variables that set them, too (`man mallopt`): allocations from here on get a mapping of their own, which goes
-    /// back when they are freed (the most that glibc takes; the columns of a large lookup table are larger); so much may stay
-    /// free at the end of the main arena, which for the threads' smaller ones means all of it; so much more than asked for is
-    /// taken from the kernel at once; and so many arenas are shared by all threads, of which no more run at once.
-    fn options() -> [(&'static str, c_int, c_int); 4] {
-        let cores = available_parallelism().map_or(1, |cores| cores.get() as c_int);
-        [
-            ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, 32 * MIB),
-            ("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD, 128 * MIB),
-            ("MALLOC_TOP_PAD_", M_TOP_PAD, 4 * MIB),
-            ("MALLOC_ARENA_MAX", M_ARENA_MAX, cores),
-        ]
-    }
+    /// With the variables that set them, too (`man mallopt`): [`super::OWN_MAPPING`]; so much may stay free at the end of the main
+    /// arena, which for the threads' smaller ones means all of it; and so much more than asked for is taken from the kernel at
+    /// once.
+    const THRESHOLDS: [(&str, c_int, c_int); 3] = [
+        ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, super::OWN_MAPPING as c_int),
+        ("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD, 128 * MIB),
+        ("MALLOC_TOP_PAD_", M_TOP_PAD, 4 * MIB),
+    ];
 
     pub fn set() {
-        if options().iter().any(|(variable, ..)| std::env::var_os(variable).is_some()) {
-            return;
+        let is_set = |variable: &str| std::env::var_os(variable).is_some();
+        if !THRESHOLDS.iter().any(|(variable, ..)| is_set(variable)) {
+            THRESHOLDS.iter().for_each(|&(_, option, value)| mallopt(option, value));
         }
-        for (_, option, value) in options() {
-            // SAFETY: changes the allocator's own settings. One that is refused stays what it was, which costs time alone.
-            unsafe { libc::mallopt(option, value) };
+        if !is_set("MALLOC_ARENA_MAX") {
+            // Shared by all threads. One alone would be a lock that they queue for.
+            let cores = available_parallelism().map_or(1, |cores| cores.get() as c_int);
+            mallopt(M_ARENA_MAX, cores.max(2));
         }
+    }
+
+    fn mallopt(option: c_int, value: c_int) {
+        // SAFETY: changes the allocator's own settings. One that is refused stays what it was, which costs time alone.
+        unsafe { libc::mallopt(option, value) };
     }
 }

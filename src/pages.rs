@@ -1,38 +1,33 @@
 //! Large pages, of 2 MiB where others have 4 KiB, for what is read all over.
 //!
 //! A batch of new keys reads a lookup table in thousands of places, and nearly each of them costs a walk through the page
-//! tables besides, where pages are too many for a processor to keep where they are. For what is filled from end to end and
-//! soon given up they were tried as well: in a virtual machine whose host takes free memory back, they cost more than they
-//! save.
+//! tables besides, where pages are too many for a processor to keep where they are. (For the memory of messages, which is
+//! filled from end to end, large pages brought nothing, or less than nothing: see docs/performance.md.)
 //!
 //! The kernel is asked, and may refuse (`prctl(PR_SET_THP_DISABLE)`, no room in one piece, an old kernel): then everything is
-//! as before, and slower.
+//! as before, and slower. `/sys/kernel/mm/transparent_hugepage/enabled` has a say in a hash table's pages only.
 
 use std::alloc::Layout;
-use std::mem::MaybeUninit;
 #[cfg(target_os = "linux")]
 use std::ops::Range;
 use std::ptr::NonNull;
 
 use allocator_api2::alloc::{AllocError, Allocator, Global};
 
+use crate::allocator::OWN_MAPPING;
+
 /// What a large page is on x86-64 and on ARM with pages of 4 KiB. Where it is larger, the kernel takes what it can.
 #[cfg(target_os = "linux")]
 const LARGE: usize = 2 << 20;
 
-/// Moves memory that is written already, and stays as it is, into large pages. Takes some hundred microseconds for each.
-/// Linux 6.1 and later; before, nothing is done.
+/// Moves memory that is written already, and stays where it is, into large pages. Takes some hundred microseconds for each, or
+/// longer where the kernel must make room first. Linux 6.1 and later; before, nothing is done.
 pub fn collapse<T>(values: &[T]) {
-    advise(values, Advice::Collapse);
+    advise(NonNull::from_ref(values).cast(), size_of_val(values), Advice::Collapse);
 }
 
-/// Has large pages handed out for memory that is not written yet.
-fn prefer<T>(values: &[T]) {
-    advise(values, Advice::Prefer);
-}
-
-/// The global allocator, whose large blocks are made of large pages from their first use on: for a hash table, which does not say
-/// where it lies.
+/// The global allocator, but that a block with a mapping of its own is made of large pages: for a large hash table, which does
+/// not say where it lies. (Smaller blocks lie in memory that may have been used before, and will be used again by others.)
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LargePages;
 
@@ -40,8 +35,9 @@ pub struct LargePages;
 unsafe impl Allocator for LargePages {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         let block = Global.allocate(layout)?;
-        // SAFETY: a block just allocated, as bytes of which none is read.
-        prefer(unsafe { NonNull::slice_from_raw_parts(block.cast::<MaybeUninit<u8>>(), block.len()).as_ref() });
+        if block.len() >= OWN_MAPPING {
+            advise(block.cast(), block.len(), Advice::Prefer);
+        }
         Ok(block)
     }
 
@@ -51,23 +47,27 @@ unsafe impl Allocator for LargePages {
     }
 }
 
+/// The kernel's number, `include/uapi/asm-generic/mman-common.h`: the libc crate has it for glibc alone.
+#[cfg(target_os = "linux")]
+const MADV_COLLAPSE: libc::c_int = 25;
+
 #[derive(Clone, Copy)]
 enum Advice {
     Collapse,
     Prefer,
 }
 
+/// About the large pages that lie whole in a block of `len` bytes.
 #[cfg(target_os = "linux")]
-fn advise<T>(values: &[T], advice: Advice) {
+fn advise(block: NonNull<u8>, len: usize, advice: Advice) {
     let advice = match advice {
-        Advice::Collapse => libc::MADV_COLLAPSE,
+        Advice::Collapse => MADV_COLLAPSE,
         Advice::Prefer => libc::MADV_HUGEPAGE,
     };
-    let start = values.as_ptr().cast::<u8>();
-    let whole = whole_pages(start as usize, size_of_val(values));
+    let whole = whole_pages(block.addr().get(), len);
     if !whole.is_empty() {
-        // SAFETY: the range lies within the values. Both kinds of advice say how memory is kept, and leave alone what is in it.
-        unsafe { libc::madvise(start.add(whole.start).cast_mut().cast(), whole.len(), advice) };
+        // SAFETY: the range lies within the block. Both kinds of advice say how memory is kept, and leave alone what is in it.
+        unsafe { libc::madvise(block.add(whole.start).as_ptr().cast(), whole.len(), advice) };
     }
 }
 
@@ -79,7 +79,7 @@ fn whole_pages(start: usize, len: usize) -> Range<usize> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise<T>(_: &[T], _: Advice) {}
+fn advise(_: NonNull<u8>, _: usize, _: Advice) {}
 
 #[cfg(test)]
 mod tests {
@@ -102,10 +102,7 @@ mod tests {
     #[test]
     fn what_is_kept_in_large_pages_stays_what_it_was() {
         let expected = || 0..(3 << 20) + 7_u64;
-        let mut values = Vec::with_capacity(expected().count());
-        prefer(values.spare_capacity_mut());
-        values.extend(expected());
-        assert!(values.iter().copied().eq(expected()));
+        let values: Vec<u64> = expected().collect();
         collapse(&values);
         assert!(values.iter().copied().eq(expected()));
         let mut table = hashbrown::HashTable::new_in(LargePages);

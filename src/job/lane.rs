@@ -243,12 +243,11 @@ impl Lane {
         }
         // The first messages are fetched and decoded meanwhile.
         let ready = async {
-            let engine = match self.engine.take() {
-                Some(engine) => engine,
-                None => self.blueprint.engine(&self.lookups).await?,
-            };
-            tenure.rehearse(&engine.copy.statement).await?;
-            Ok::<_, Error>(engine)
+            tenure.rehearse().await?;
+            match self.engine.take() {
+                Some(engine) => Ok(engine),
+                None => self.blueprint.engine(&self.lookups).await,
+            }
         };
         let mut engine = tokio::select! {
             engine = ready => engine?,

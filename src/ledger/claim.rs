@@ -97,9 +97,11 @@ impl Tenure {
         }
     }
 
-    /// Has Postgres do once what it does in each commit, see [`Ledger::rehearse`]. `copy`: the statement that fills the sink table.
-    pub async fn rehearse(&self, copy: &str) -> Result<()> {
-        self.postgres.prepared(copy).await.map_err(Error::postgres(format!("preparing {copy}")))?;
+    /// Makes the session ready for the first commit.
+    ///
+    /// # Errors
+    /// As for [`Ledger::rehearse`].
+    pub async fn rehearse(&self) -> Result<()> {
         let nowhere = |(&partition, held): (&i32, &Held)| Step {
             partition,
             epoch: held.epoch,
@@ -108,7 +110,8 @@ impl Tenure {
             has_output: false,
             metadata: held.metadata.clone(),
         };
-        self.ledger.rehearse(&self.postgres, &self.held.iter().map(nowhere).collect::<Vec<_>>()).await
+        // One partition is enough for Postgres, and each is a row locked and written in vain.
+        self.ledger.rehearse(&self.postgres, self.held.iter().next().map(nowhere).as_slice()).await
     }
 
     /// Partitions that are read further than the ledger says, as steps without output.

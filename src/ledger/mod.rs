@@ -69,6 +69,9 @@
 //! present owner sends its part again; a lock in Postgres is no fence for Kafka. The topic's id is looked at in each claim,
 //! and every 15 s beside it (`job::watch`). What no row of the table explains halts by the name that it has in [`ailment`],
 //! with the `dinnerbell repair` that is for it ([`crate::repair`]).
+//!
+//! Behind a claim the lane rehearses a commit: `advance` for one partition in a transaction that is rolled back. Nothing hangs
+//! on it but the time that the first commit takes.
 
 pub mod ailment;
 pub mod claim;

@@ -174,12 +174,12 @@ impl Ledger {
         )
     }
 
-    /// Does to no effect what a commit does in the ledger, with `steps` that lead nowhere. At a session's first time Postgres
-    /// reads its catalog, and compiles and plans, for some ten milliseconds: the first commit would take that longer.
+    /// Prepares a commit's statements, and calls `advance` for `steps` in a transaction that is rolled back. At a session's first
+    /// time Postgres reads its catalog, compiles and plans, for some ten milliseconds: the first commit would take that longer.
     ///
     /// # Errors
-    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`]. The session is left in a failed transaction:
-    /// it ends with the claim.
+    /// [`Error::Claim`] where another owner has taken a partition; [`Error::Postgres`]. The transaction has failed then, and the
+    /// session ends with the claim; were the partitions released on it, that would fail too, and the next owner fence us.
     pub async fn rehearse(&self, client: &Connection, steps: &[Step]) -> Result<()> {
         self.prepare(client).await?;
         let sql = format!("BEGIN; {}; ROLLBACK", self.advance_sql(steps));

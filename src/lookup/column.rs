@@ -11,7 +11,7 @@ use datafusion::common::{Result, internal_err};
 use super::NO_ROW;
 use super::index::{Key, KeyIndex, Keys, NO_KEY, each_key};
 use super::text::{TextBuilder, TextColumn};
-use crate::pages::collapse;
+use crate::pages;
 
 #[derive(Debug)]
 pub(super) enum Column {
@@ -72,6 +72,15 @@ impl Column {
         })
     }
 
+    /// See [`crate::pages`].
+    pub(super) fn collapse(&self) {
+        match self {
+            Column::Text(texts) => texts.collapse(),
+            Column::Array(array) => array.to_data().buffers().iter().for_each(|buffer| pages::collapse(buffer)),
+            Column::Key(index) => index.collapse(),
+        }
+    }
+
     /// Memory held, in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
@@ -112,14 +121,9 @@ impl Loaded {
     fn finish(self, order: Option<&UInt32Array>) -> Result<Column> {
         Ok(match (self, order) {
             (Loaded::Text(texts), order) => Column::Text(texts.finish(order.map(|order| order.values().as_ref()))),
-            (Loaded::Array(array), Some(order)) => Column::Array(settled(take(&array, order, None)?)),
-            (Loaded::Array(array), None) => Column::Array(settled(array)),
+            (Loaded::Array(array), Some(order)) => Column::Array(take(&array, order, None)?),
+            (Loaded::Array(array), None) => Column::Array(array),
             (Loaded::Key(..), _) => return internal_err!("a table stands in the order of one key"),
         })
     }
-}
-
-fn settled(array: ArrayRef) -> ArrayRef {
-    array.to_data().buffers().iter().for_each(|buffer| collapse(buffer));
-    array
 }

@@ -26,7 +26,7 @@ use hashbrown::HashTable;
 
 use super::NO_ROW;
 use super::text::{Text, TextColumn};
-use crate::pages::{LargePages, collapse};
+use crate::pages::{self, LargePages};
 
 /// Whether a column of this type can be a key.
 pub(super) fn is_key_type(data_type: &DataType) -> bool {
@@ -149,14 +149,10 @@ impl Keys {
         number
     }
 
-    /// To be called when all keys are there.
-    fn settle(&mut self) {
+    fn shrink_to_fit(&mut self) {
         match &mut self.values {
-            Values::Texts(texts) => texts.settle(),
-            Values::Numbers(_, numbers) => {
-                numbers.shrink_to_fit();
-                collapse(numbers);
-            }
+            Values::Texts(texts) => texts.shrink_to_fit(),
+            Values::Numbers(_, numbers) => numbers.shrink_to_fit(),
         }
         let (hash, values) = (self.hash, &self.values);
         self.numbers.shrink_to_fit(|&number| values.get(number).map_or(0, hash));
@@ -206,15 +202,13 @@ impl KeyIndex {
         let (index, mut rows) = Self::ordered(keys, number_of_row);
         rows.truncate(index.keyed_rows());
         rows.shrink_to_fit();
-        collapse(&rows);
         KeyIndex { rows: Some(rows), ..index }
     }
 
     /// The index over a table that is put into the index's order, and that order: all rows, by number of their key.
     pub(super) fn ordered(mut keys: Keys, number_of_row: &[u32]) -> (KeyIndex, Vec<u32>) {
-        keys.settle();
+        keys.shrink_to_fit();
         let (starts, rows) = rows_by_number(number_of_row, keys.len());
-        collapse(&starts);
         (KeyIndex { keys, starts, rows: None }, rows)
     }
 
@@ -295,6 +289,16 @@ impl KeyIndex {
     /// Rows that have a key.
     fn keyed_rows(&self) -> usize {
         self.starts.last().map_or(0, |&end| end as usize)
+    }
+
+    /// See [`crate::pages`].
+    pub(super) fn collapse(&self) {
+        match &self.keys.values {
+            Values::Texts(texts) => texts.collapse(),
+            Values::Numbers(_, numbers) => pages::collapse(numbers),
+        }
+        pages::collapse(&self.starts);
+        self.rows.iter().for_each(|rows| pages::collapse(rows));
     }
 
     /// Memory held, in bytes.

@@ -102,6 +102,7 @@ impl LookupTable {
     }
 
     fn of(name: String, schema: SchemaRef, rows: usize, columns: Vec<Column>) -> Self {
+        columns.iter().for_each(Column::collapse);
         let bytes = columns.iter().map(|column| column.bytes() as u64).sum();
         let index = |column: &Column| match column {
             Column::Key(index) => OnceLock::from(Ok(Arc::clone(index))),
@@ -162,8 +163,11 @@ impl LookupTable {
     /// thread that others wait for.
     pub(super) fn index(&self, column: usize) -> Result<Arc<KeyIndex>> {
         let (values, data_type) = self.column(column)?;
-        let built = self.indexes[column]
-            .get_or_init(|| values.index(data_type).map(Arc::new).map_err(|error| error.to_string()));
+        let built = self.indexes[column].get_or_init(|| {
+            let index = values.index(data_type).map_err(|error| error.to_string())?;
+            index.collapse();
+            Ok(Arc::new(index))
+        });
         built.clone().map_err(|problem| exec_datafusion_err!("indexing the lookup table {}: {problem}", self.name))
     }
 

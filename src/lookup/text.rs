@@ -18,7 +18,7 @@ use datafusion::common::hash_utils::RandomState;
 
 use super::NO_ROW;
 use crate::id::{self, Id};
-use crate::pages::collapse;
+use crate::pages;
 use crate::view;
 
 type Cell = [u8; 16];
@@ -127,7 +127,7 @@ impl TextColumn {
         if may_be_much && self.unused > self.texts.len() / 4 {
             self.drop_unused_texts();
         }
-        self.settle();
+        self.shrink_to_fit();
         self
     }
 
@@ -149,12 +149,15 @@ impl TextColumn {
         }
     }
 
-    /// To be called when all texts are there.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn shrink_to_fit(&mut self) {
         self.cells.shrink_to_fit();
         self.texts.shrink_to_fit();
-        collapse(&self.cells);
-        collapse(self.texts.as_bytes());
+    }
+
+    /// See [`crate::pages`].
+    pub(super) fn collapse(&self) {
+        pages::collapse(&self.cells);
+        pages::collapse(self.texts.as_bytes());
     }
 
     /// Memory held, in bytes.
@@ -283,7 +286,7 @@ impl TextBuilder {
         if let Some(order) = order {
             column.cells = order.iter().map(|&row| column.cells[row as usize]).collect();
         }
-        column.settle();
+        column.shrink_to_fit();
         column
     }
 }

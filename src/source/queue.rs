@@ -42,10 +42,10 @@ impl Queue {
         (!native.is_null()).then(|| Queue { taken: Vec::new(), native: Native(native), _split: split })
     }
 
-    /// Whether there may be a message: what was asked for is there, or librdkafka's queue is not empty.
-    pub fn has_any(&self) -> bool {
+    /// Whether [`Queue::next`] has nothing. What librdkafka counts may be no message: then nothing comes out, and it is gone.
+    pub fn is_empty(&self) -> bool {
         // SAFETY: the queue is alive.
-        !self.taken.is_empty() || unsafe { ffi::rd_kafka_queue_length(self.native.0) } > 0
+        self.taken.is_empty() && unsafe { ffi::rd_kafka_queue_length(self.native.0) } == 0
     }
 
     /// The next message that is there; does not wait for one.

@@ -36,7 +36,7 @@ pub enum Fault {
 }
 
 /// Requests whose reply is lost, or which come late: every one that the protocol's outcome hangs on.
-const REQUESTS: [(&str, Request); 10] = [
+const REQUESTS: [(&str, Request); 11] = [
     ("EndTxn", Request::Kafka(api::END_TXN)),
     ("TxnOffsetCommit", Request::Kafka(api::TXN_OFFSET_COMMIT)),
     ("AddOffsetsToTxn", Request::Kafka(api::ADD_OFFSETS_TO_TXN)),
@@ -45,7 +45,8 @@ const REQUESTS: [(&str, Request); 10] = [
     ("InitProducerId", Request::Kafka(api::INIT_PRODUCER_ID)),
     ("OffsetFetch", Request::Kafka(api::OFFSET_FETCH)),
     ("JoinGroup", Request::Kafka(api::JOIN_GROUP)),
-    ("advance and COMMIT", Request::Postgres("advance(")),
+    ("advance and COMMIT", Request::Postgres("; COMMIT")),
+    ("a rehearsal", Request::Postgres("; ROLLBACK")),
     ("the claim's COMMIT", Request::Postgres("COMMIT")),
 ];
 
