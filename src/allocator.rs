@@ -39,9 +39,9 @@ mod glibc {
             THRESHOLDS.iter().for_each(|&(_, option, value)| mallopt(option, value));
         }
         if !is_set("MALLOC_ARENA_MAX") {
-            // Shared by all threads. One alone would be a lock that they queue for.
+            // Shared by all threads. A quarter of glibc's own number; with fewer still, two busy threads may meet in one arena.
             let cores = available_parallelism().map_or(1, |cores| cores.get() as c_int);
-            mallopt(M_ARENA_MAX, cores.max(2));
+            mallopt(M_ARENA_MAX, 2 * cores);
         }
     }
 
