@@ -2,7 +2,7 @@
 //!
 //! A batch of new keys reads a lookup table in thousands of places, and nearly each of them costs a walk through the page
 //! tables besides, where pages are too many for a processor to keep where they are. (For the memory of messages, which is
-//! filled from end to end, large pages brought nothing, or less than nothing: see docs/performance.md.)
+//! filled from end to end, large pages brought nothing: see docs/performance.md.)
 //!
 //! The kernel is asked, and may refuse (`prctl(PR_SET_THP_DISABLE)`, no room in one piece, an old kernel): then everything is
 //! as before, and slower. `/sys/kernel/mm/transparent_hugepage/enabled` has a say in a hash table's pages only.
@@ -26,8 +26,9 @@ pub fn collapse<T>(values: &[T]) {
     advise(NonNull::from_ref(values).cast(), size_of_val(values), Advice::Collapse);
 }
 
-/// The global allocator, but that a block with a mapping of its own is made of large pages: for a large hash table, which does
-/// not say where it lies. (Smaller blocks lie in memory that may have been used before, and will be used again by others.)
+/// The global allocator, but that a block of [`OWN_MAPPING`] or more is made of large pages: for a large hash table, which does
+/// not say where it lies. (glibc has smaller blocks lie in memory that may have been used before, and will be used again by
+/// others.)
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LargePages;
 

@@ -72,6 +72,11 @@ impl Held {
             metadata: progress.metadata.clone(),
         }
     }
+
+    /// From where the ledger stands to `to`, with nothing for the sinks.
+    fn step(&self, partition: i32, to: i64, metadata: String) -> Step {
+        Step { partition, epoch: self.epoch, from: self.next_offset, to, has_output: false, metadata }
+    }
 }
 
 impl Tenure {
@@ -102,16 +107,10 @@ impl Tenure {
     /// # Errors
     /// As for [`Ledger::rehearse`].
     pub async fn rehearse(&self) -> Result<()> {
-        let nowhere = |(&partition, held): (&i32, &Held)| Step {
-            partition,
-            epoch: held.epoch,
-            from: held.next_offset,
-            to: held.next_offset,
-            has_output: false,
-            metadata: held.metadata.clone(),
-        };
         // One partition is enough for Postgres, and each is a row locked and written in vain.
-        self.ledger.rehearse(&self.postgres, self.held.iter().next().map(nowhere).as_slice()).await
+        let one = self.held.iter().next();
+        let nowhere = one.map(|(&partition, held)| held.step(partition, held.next_offset, held.metadata.clone()));
+        self.ledger.rehearse(&self.postgres, nowhere.as_slice()).await
     }
 
     /// Partitions that are read further than the ledger says, as steps without output.
@@ -120,14 +119,7 @@ impl Tenure {
         self.held
             .iter()
             .filter(|(_, held)| held.read_to > held.next_offset)
-            .map(|(&partition, held)| Step {
-                partition,
-                epoch: held.epoch,
-                from: held.next_offset,
-                to: held.read_to,
-                has_output: false,
-                metadata: self.ledger.metadata(held.epoch, commit),
-            })
+            .map(|(&partition, held)| held.step(partition, held.read_to, self.ledger.metadata(held.epoch, commit)))
             .collect()
     }
 

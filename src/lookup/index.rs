@@ -158,6 +158,14 @@ impl Keys {
         self.numbers.shrink_to_fit(|&number| values.get(number).map_or(0, hash));
     }
 
+    /// See [`crate::pages`]. The hash table has large pages from the start.
+    fn collapse(&self) {
+        match &self.values {
+            Values::Texts(texts) => texts.collapse(),
+            Values::Numbers(_, numbers) => pages::collapse(numbers),
+        }
+    }
+
     /// The keys of these numbers; null for [`NO_KEY`].
     fn gather(&self, numbers: &[u32]) -> Result<ArrayRef> {
         Ok(match &self.values {
@@ -293,10 +301,7 @@ impl KeyIndex {
 
     /// See [`crate::pages`].
     pub(super) fn collapse(&self) {
-        match &self.keys.values {
-            Values::Texts(texts) => texts.collapse(),
-            Values::Numbers(_, numbers) => pages::collapse(numbers),
-        }
+        self.keys.collapse();
         pages::collapse(&self.starts);
         self.rows.iter().for_each(|rows| pages::collapse(rows));
     }

@@ -4,6 +4,7 @@
 //! transaction leaves it open: the next `init_transactions` of the same transactional id aborts it at once.
 
 mod batch;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 
 pub use batch::Record;
+use pace::Pace;
 
 use crate::dead_letter::Letter;
 use crate::error::{Action, Error, Result};
@@ -34,13 +36,24 @@ const ROOM_PAUSE: Duration = Duration::from_millis(5);
 /// How long one wait for all acknowledgements lasts before it is asked whether to go on, and failed records are looked at.
 const FLUSH_STEP: Duration = Duration::from_millis(20);
 
-/// `linger.ms`: how long records wait for a full batch. Whatever ends a transaction flushes, which ends lingering. Where
-/// records older than this wait behind a batch of their partition that is on its way, librdkafka's thread does not sleep until
-/// that one is acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once): longer than that usually takes.
-const LINGER: &str = "250";
+/// `linger.ms`: how long records wait for a full batch, at most. Whatever ends a transaction flushes, which ends lingering, and
+/// so does [`Pace`] before. Where records older than this wait behind a batch of their partition that is on its way, librdkafka's
+/// thread does not sleep until that one is acknowledged (`rd_kafka_toppar_producer_serve` asks to be called again at once), and
+/// takes a core from the servers: so this is longer than any broker but a very slow one takes for a full queue.
+const LINGER: &str = "10000";
 
-/// The same where the user has made librdkafka's queue smaller: it may be full before any batch is, and then waits for so long.
-const LINGER_IN_A_SMALL_QUEUE: &str = "5";
+/// The same where the user has made librdkafka's queue smaller, which may be full before any batch is, or has records time out
+/// sooner, which librdkafka refuses.
+const SHORT_LINGER: &str = "5";
+
+/// A `delivery.timeout.ms` that allows of [`LINGER`].
+const LONG_ENOUGH: u64 = 10_001;
+
+/// For so long records without a key go to one partition. Of itself it would be twice [`LINGER`].
+const STICKY: &str = "500";
+
+/// More records than this are full batches for the greater part, which leave by themselves.
+const MANY: i32 = 10_000;
 
 /// What the queue holds where the user says nothing, and below which it is small.
 const QUEUE_MESSAGES: u64 = 1_000_000;
@@ -70,6 +83,7 @@ pub struct Producer {
     given_up: AtomicBool,
     /// Whether a transaction was begun since the producer was opened.
     begun: AtomicBool,
+    pace: Mutex<Pace>,
     pub transactional_id: String,
 }
 
@@ -90,9 +104,12 @@ impl Producer {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
         let messages = QUEUE_MESSAGES.to_string();
-        for (key, value) in
-            [("linger.ms", linger(&user)), ("queue.buffering.max.messages", &messages), ("compression.type", "lz4")]
-        {
+        for (key, value) in [
+            ("linger.ms", linger(&user)),
+            ("sticky.partitioning.linger.ms", STICKY),
+            ("queue.buffering.max.messages", &messages),
+            ("compression.type", "lz4"),
+        ] {
             user.entry(key.into()).or_insert_with(|| value.into());
         }
         let owned = [
@@ -115,7 +132,8 @@ impl Producer {
             .map_err(Error::kafka("creating the producer from [kafka] and [sink.kafka]"))?;
         init_transactions(&producer).map_err(Error::kafka(doing))?;
         let [given_up, begun] = [(); 2].map(|()| AtomicBool::new(false));
-        Ok(Producer { producer, given_up, begun, transactional_id: transactional_id.into() })
+        let pace = Mutex::new(Pace::new(Instant::now()));
+        Ok(Producer { producer, given_up, begun, pace, transactional_id: transactional_id.into() })
     }
 
     /// Asks for the topic's partitions, so that the first record need not wait for them. That one also meets what is wrong
@@ -168,10 +186,13 @@ impl Producer {
         record.headers = headers;
         while !self.has_given_up() {
             match self.producer.send(record) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.keep_moving(1);
+                    return Ok(());
+                }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                     record = returned;
-                    self.wait_for_room(topic)?;
+                    self.wait_for_room(topic, 0)?;
                 }
                 Err((error, _)) => {
                     return Err(self.producer.context().explain(format!("producing to {topic}"), error));
@@ -181,15 +202,24 @@ impl Producer {
         Ok(())
     }
 
-    /// Lets a moment pass in which records are sent.
+    /// Lets a moment pass in which records are sent; `handed` of them were taken before there was no more room.
     ///
     /// # Errors
     /// The first record's that failed.
-    fn wait_for_room(&self, topic: &str) -> Result<()> {
+    fn wait_for_room(&self, topic: &str, handed: usize) -> Result<()> {
         self.read_reports();
         self.producer.context().check(topic)?;
+        self.keep_moving(handed);
         std::thread::sleep(ROOM_PAUSE);
         Ok(())
+    }
+
+    /// To be called with the number of records that were just handed over: sends what has lingered for too long.
+    fn keep_moving(&self, handed: usize) {
+        let waiting = self.producer.in_flight_count().max(0) as u64;
+        if self.pace.lock().is_ok_and(|mut pace| pace.is_stuck(handed as u64, waiting, Instant::now())) {
+            self.flush();
+        }
     }
 
     /// Reads the reports that are there. Waiting for them is for librdkafka's own calls or a sleep: the wrapper's poll asks
@@ -203,13 +233,16 @@ impl Producer {
     /// # Errors
     /// The first record's that failed.
     pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
+        let mut queued = i32::MAX;
         loop {
-            // Nothing lingers while it waits, and it returns with the last acknowledgement. The wrapper's own flush asks for
-            // no wait at all, so what lingers goes on lingering, and polls every 100 ms.
-            // SAFETY: the client is alive for the whole call.
-            let left =
-                unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
-            let all = left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+            let before = std::mem::replace(&mut queued, self.producer.in_flight_count());
+            // A flush is a linger of nothing, so librdkafka's thread does not sleep meanwhile: it is for what is left at the end.
+            let all = if (MANY..before).contains(&queued) {
+                std::thread::sleep(FLUSH_STEP);
+                false
+            } else {
+                self.flush()
+            };
             // A record that failed counts as on its way until its report is read.
             self.read_reports();
             self.producer.context().check("the transaction")?;
@@ -220,6 +253,14 @@ impl Producer {
                 return Ok(true);
             }
         }
+    }
+
+    /// Ends all lingering for [`FLUSH_STEP`]; whether every record was acknowledged within it, with which it returns. The
+    /// wrapper's own flush asks for no wait at all, so what lingers goes on lingering, and polls every 100 ms.
+    fn flush(&self) -> bool {
+        // SAFETY: the client is alive for the whole call.
+        let left = unsafe { ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_STEP.as_millis() as i32) };
+        left == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
     /// Adds offsets to the transaction under a membership captured by the polling thread.
@@ -290,13 +331,14 @@ impl Producer {
 
 /// The default of `linger.ms` beside what the user has set.
 fn linger(user: &BTreeMap<String, String>) -> &'static str {
-    // 0 messages are no limit.
+    // 0 is no limit, of messages and of time.
     let is_below = |name, large| {
         user.get(name).and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| (1..large).contains(&size))
     };
-    let is_small = is_below("queue.buffering.max.messages", QUEUE_MESSAGES)
-        || is_below("queue.buffering.max.kbytes", QUEUE_KBYTES);
-    if is_small { LINGER_IN_A_SMALL_QUEUE } else { LINGER }
+    let is_short = is_below("queue.buffering.max.messages", QUEUE_MESSAGES)
+        || is_below("queue.buffering.max.kbytes", QUEUE_KBYTES)
+        || is_below("delivery.timeout.ms", LONG_ENOUGH);
+    if is_short { SHORT_LINGER } else { LINGER }
 }
 
 /// By itself librdkafka looks for a broker that is up, and asks again who coordinates the id, only every half second:
@@ -430,14 +472,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_linger_in_a_queue_as_large_as_the_job_s_own() {
+    fn records_linger_where_the_user_leaves_room_and_time_for_it() {
         let with = |name: &str, value: &str| linger(&BTreeMap::from([(name.into(), value.into())]));
-        let (messages, kbytes) = ("queue.buffering.max.messages", "queue.buffering.max.kbytes");
-        for (name, value) in [(messages, "1000000"), (messages, "0"), (kbytes, "65536"), ("batch.size", "1")] {
+        let (messages, kbytes, timeout) =
+            ("queue.buffering.max.messages", "queue.buffering.max.kbytes", "delivery.timeout.ms");
+        for (name, value) in
+            [(messages, "1000000"), (messages, "0"), (kbytes, "65536"), (timeout, "0"), (timeout, "10001")]
+        {
             assert_eq!(with(name, value), LINGER, "{name} {value}");
         }
-        for (name, value) in [(messages, "999999"), (messages, "1"), (kbytes, "65535"), (kbytes, "1")] {
-            assert_eq!(with(name, value), LINGER_IN_A_SMALL_QUEUE, "{name} {value}");
+        for (name, value) in
+            [(messages, "999999"), (messages, "1"), (kbytes, "65535"), (kbytes, "1"), (timeout, "10000")]
+        {
+            assert_eq!(with(name, value), SHORT_LINGER, "{name} {value}");
         }
         assert_eq!(linger(&BTreeMap::new()), LINGER);
     }

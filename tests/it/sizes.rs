@@ -133,13 +133,24 @@ fn a_message_at_the_batchs_limit_is_read_and_a_larger_one_is_a_letter() {
 /// A producer's queue that is full before any batch is must not wait for one: it would for `linger.ms`, each time.
 #[test]
 fn rows_flow_through_a_queue_that_holds_no_full_batch() {
-    let mut stack = Stack::new("small_queue");
-    stack.set("sink.kafka", "queue.buffering.max.messages", "100");
-    let load = Load { restaurants: 1, subscribers: 30_000 };
+    // At the 250 ms for each hundred rows after which it is flushed in any case, this would take longer than it is waited for.
+    flow_through("small_queue", 30_000, &[("queue.buffering.max.messages", "100")]);
+}
+
+/// The same where the user would have records wait longer than any test.
+#[test]
+fn rows_flow_though_records_may_linger_for_long() {
+    let settings = [("queue.buffering.max.kbytes", "512"), ("linger.ms", "290000")];
+    flow_through("long_linger", 10_000, &settings);
+}
+
+fn flow_through(name: &str, subscribers: usize, settings: &[(&str, &str)]) {
+    let mut stack = Stack::new(name);
+    settings.iter().for_each(|(key, value)| stack.set("sink.kafka", key, *value));
+    let load = Load { restaurants: 1, subscribers };
     load.subscribe(&stack);
     load.produce(&stack, 0..1);
     let mut job = Job::spawn(&stack, &["run"]);
-    // At 250 ms for each hundred rows this would take longer than it is waited for.
     taken(&mut job, 1);
     stop(job);
     assert_eq!(stack.read_triggers().len(), load.subscribers);

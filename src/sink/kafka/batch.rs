@@ -41,9 +41,11 @@ impl Producer {
                     break;
                 }
                 // After the first one without room none was taken.
-                begin += self.untaken(topic, rest)?;
-                self.wait_for_room(topic)?;
+                let taken = self.untaken(topic, rest)?;
+                begin += taken;
+                self.wait_for_room(topic, taken)?;
             }
+            self.keep_moving(messages.len() - begin);
             if messages.len() < AT_ONCE {
                 return Ok(());
             }
