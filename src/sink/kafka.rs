@@ -43,16 +43,20 @@ const FLUSH_STEP: Duration = Duration::from_millis(20);
 const LINGER: &str = "10000";
 
 /// The same where the user has made librdkafka's queue smaller, which may be full before any batch is, or has records time out
-/// sooner, which librdkafka refuses.
+/// sooner than in [`LONG_ENOUGH`] milliseconds.
 const SHORT_LINGER: &str = "5";
-
-/// A `delivery.timeout.ms` that allows of [`LINGER`].
-const LONG_ENOUGH: u64 = 10_001;
+const LONG_ENOUGH: u64 = 30_000;
 
 /// For so long records without a key go to one partition. Of itself it would be twice [`LINGER`].
 const STICKY: &str = "500";
 
-/// More records than this are full batches for the greater part, which leave by themselves.
+/// Where none was acknowledged for so long, those that wait for a full batch are sent as they are.
+const NO_NEWS: Duration = Duration::from_millis(250);
+
+/// The same once nothing comes that could fill a batch.
+const NO_NEWS_AT_THE_END: Duration = Duration::from_millis(50);
+
+/// Fewer records than this may be nothing but batches that are not full, and do not leave by themselves.
 const MANY: i32 = 10_000;
 
 /// What the queue holds where the user says nothing, and below which it is small.
@@ -104,13 +108,13 @@ impl Producer {
         let timeout = kafka::TRANSACTION_TIMEOUT.as_millis().to_string();
         let mut user = user.clone();
         let messages = QUEUE_MESSAGES.to_string();
-        for (key, value) in [
-            ("linger.ms", linger(&user)),
-            ("sticky.partitioning.linger.ms", STICKY),
-            ("queue.buffering.max.messages", &messages),
-            ("compression.type", "lz4"),
-        ] {
+        for (key, value) in
+            [("linger.ms", linger(&user)), ("queue.buffering.max.messages", &messages), ("compression.type", "lz4")]
+        {
             user.entry(key.into()).or_insert_with(|| value.into());
+        }
+        if user["linger.ms"] == LINGER {
+            user.entry("sticky.partitioning.linger.ms".into()).or_insert_with(|| STICKY.into());
         }
         let owned = [
             ("transactional.id", transactional_id),
@@ -187,7 +191,7 @@ impl Producer {
         while !self.has_given_up() {
             match self.producer.send(record) {
                 Ok(()) => {
-                    self.keep_moving(1);
+                    self.keep_moving(1, NO_NEWS);
                     return Ok(());
                 }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
@@ -209,15 +213,17 @@ impl Producer {
     fn wait_for_room(&self, topic: &str, handed: usize) -> Result<()> {
         self.read_reports();
         self.producer.context().check(topic)?;
-        self.keep_moving(handed);
+        self.keep_moving(handed, NO_NEWS);
         std::thread::sleep(ROOM_PAUSE);
         Ok(())
     }
 
-    /// To be called with the number of records that were just handed over: sends what has lingered for too long.
-    fn keep_moving(&self, handed: usize) {
-        let waiting = self.producer.in_flight_count().max(0) as u64;
-        if self.pace.lock().is_ok_and(|mut pace| pace.is_stuck(handed as u64, waiting, Instant::now())) {
+    /// To be called with the number of records that were just handed over: where none was acknowledged for as long as
+    /// `no_news`, sends what lingers.
+    fn keep_moving(&self, handed: usize, no_news: Duration) {
+        let (handed, waiting) = (handed as u64, self.producer.in_flight_count().max(0) as u64);
+        let pace = self.pace.lock();
+        if pace.is_ok_and(|mut pace| pace.stood_still(handed, waiting, no_news, Instant::now())) {
             self.flush();
         }
     }
@@ -233,16 +239,8 @@ impl Producer {
     /// # Errors
     /// The first record's that failed.
     pub fn acknowledged(&self, deadline: Instant) -> Result<bool> {
-        let mut queued = i32::MAX;
+        let mut all = self.flush();
         loop {
-            let before = std::mem::replace(&mut queued, self.producer.in_flight_count());
-            // A flush is a linger of nothing, so librdkafka's thread does not sleep meanwhile: it is for what is left at the end.
-            let all = if (MANY..before).contains(&queued) {
-                std::thread::sleep(FLUSH_STEP);
-                false
-            } else {
-                self.flush()
-            };
             // A record that failed counts as on its way until its report is read.
             self.read_reports();
             self.producer.context().check("the transaction")?;
@@ -251,6 +249,14 @@ impl Producer {
             }
             if all {
                 return Ok(true);
+            }
+            // A flush is a linger of nothing, so librdkafka's thread does not sleep meanwhile: where most leave by themselves, it
+            // is for those that do not.
+            if self.producer.in_flight_count() < MANY {
+                all = self.flush();
+            } else {
+                self.keep_moving(0, NO_NEWS_AT_THE_END);
+                std::thread::sleep(ROOM_PAUSE);
             }
         }
     }
@@ -477,12 +483,12 @@ mod tests {
         let (messages, kbytes, timeout) =
             ("queue.buffering.max.messages", "queue.buffering.max.kbytes", "delivery.timeout.ms");
         for (name, value) in
-            [(messages, "1000000"), (messages, "0"), (kbytes, "65536"), (timeout, "0"), (timeout, "10001")]
+            [(messages, "1000000"), (messages, "0"), (kbytes, "65536"), (timeout, "0"), (timeout, "30000")]
         {
             assert_eq!(with(name, value), LINGER, "{name} {value}");
         }
         for (name, value) in
-            [(messages, "999999"), (messages, "1"), (kbytes, "65535"), (kbytes, "1"), (timeout, "10000")]
+            [(messages, "999999"), (messages, "1"), (kbytes, "65535"), (kbytes, "1"), (timeout, "29999")]
         {
             assert_eq!(with(name, value), SHORT_LINGER, "{name} {value}");
         }

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::Producer;
+use super::{NO_NEWS, Producer};
 use crate::error::{Error, Result};
 
 /// Records handed over at once: enough that a call costs nothing beside them.
@@ -45,7 +45,7 @@ impl Producer {
                 begin += taken;
                 self.wait_for_room(topic, taken)?;
             }
-            self.keep_moving(messages.len() - begin);
+            self.keep_moving(messages.len() - begin, NO_NEWS);
             if messages.len() < AT_ONCE {
                 return Ok(());
             }

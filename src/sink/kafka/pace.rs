@@ -1,15 +1,12 @@
-//! When records have lingered for long enough.
+//! Whether a producer's records are being acknowledged.
 
 use std::time::{Duration, Instant};
 
-/// Where none was acknowledged for so long, those that wait for a full batch are sent as they are.
-const NO_NEWS: Duration = Duration::from_millis(250);
-
-/// What a producer's records were doing when they were last looked at.
+/// What they were doing when they were last looked at.
 pub(super) struct Pace {
     handed: u64,
     acknowledged: u64,
-    /// Since when no other has been acknowledged, or else flushed.
+    /// When an acknowledgement was last seen, or missed for too long, or there was nothing to acknowledge.
     since: Instant,
 }
 
@@ -18,17 +15,18 @@ impl Pace {
         Pace { handed: 0, acknowledged: 0, since: now }
     }
 
-    /// Whether to flush, now that `handed` records more wait in librdkafka's queue, which holds `waiting`.
-    pub(super) fn is_stuck(&mut self, handed: u64, waiting: u64, now: Instant) -> bool {
+    /// Looks at them: `handed` records are new, `waiting` are not acknowledged, the new ones included. Whether the others have
+    /// stood still for as long as `limit`; from then on they have as long again.
+    pub(super) fn stood_still(&mut self, handed: u64, waiting: u64, limit: Duration, now: Instant) -> bool {
         self.handed += handed;
         let acknowledged = self.handed.saturating_sub(waiting);
-        let waited_for = waiting > handed && acknowledged == self.acknowledged;
-        let is_stuck = waited_for && now.duration_since(self.since) >= NO_NEWS;
-        if is_stuck || !waited_for {
+        let stand = waiting > handed && acknowledged == self.acknowledged;
+        let for_too_long = stand && now.duration_since(self.since) >= limit;
+        if for_too_long || !stand {
             self.since = now;
         }
         self.acknowledged = acknowledged;
-        is_stuck
+        for_too_long
     }
 }
 
@@ -37,16 +35,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_stuck_once_none_was_acknowledged_for_a_while() {
-        let start = Instant::now();
+    fn records_stand_still_while_none_is_acknowledged() {
+        let (start, limit) = (Instant::now(), Duration::from_millis(250));
         let mut pace = Pace::new(start);
         let mut at =
-            |millis: u64, handed, waiting| pace.is_stuck(handed, waiting, start + Duration::from_millis(millis));
+            |millis, handed, waiting| pace.stood_still(handed, waiting, limit, start + Duration::from_millis(millis));
         // The first ones, long after the producer was opened, are new.
         assert!(!at(9_000, 100, 100));
         assert!(!at(9_249, 100, 200));
         assert!(at(9_250, 100, 300));
-        // Once flushed, they have as long again.
+        // Then they have as long again.
         assert!(!at(9_499, 0, 300));
         // Some are acknowledged, and as many come.
         assert!(!at(9_500, 50, 300));
